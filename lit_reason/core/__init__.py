@@ -1,0 +1,1 @@
+"""What every training regime inherits: model building, optimizer, normalisation, evaluation."""

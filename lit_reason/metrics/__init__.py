@@ -1,0 +1,1 @@
+"""Torchmetrics subclasses and the statistics printed beside every accuracy."""

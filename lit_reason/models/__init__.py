@@ -1,0 +1,1 @@
+"""Loading, adapters, packed attention, the loss head, and export of Hugging Face models."""

@@ -1,0 +1,60 @@
+"""What a recipe may say about the model. No torch import here: the command line reads this for its help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Low-rank adapter (LoRA), and with `quantize` QLoRA; built by peft.
+
+    Args:
+        rank: rank r of the update B A.
+        alpha: scale; the update is multiplied by alpha / rank.
+        dropout: dropout on the adapter's input.
+        targets: linear layers to adapt, by name suffix; `all-linear` means every linear layer but the head.
+        quantize: hold the frozen base in 4-bit NormalFloat (`nf4`) or 8-bit integers (`int8`) through
+            bitsandbytes; `none` keeps it in the model's dtype.
+        folder: continue training the adapter saved in this folder instead of starting a new one.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: str | list[str] = "all-linear"
+    quantize: Literal["none", "nf4", "int8"] = "none"
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Where the model comes from and how it runs.
+
+    Args:
+        path: a local Hugging Face folder, a `.gguf` file, or a hub id. Leave empty with `config`.
+        config: fields of a Hugging Face config, `model_type` among them, to start from random weights.
+        tokenizer: folder, `.gguf` file or hub id of the tokenizer; default: beside the model.
+        chat_template: a `.jinja` file that replaces the tokenizer's own chat template.
+        dtype: weights and computation; `auto` is float32 on a CPU and bfloat16 on a GPU that has it.
+        attention: attention back end. `auto` takes the fastest that isolates packed rows on this device;
+            `documents` runs SDPA row by row; `sdpa`, `eager` and `flex` use a block mask; `varlen` needs CUDA.
+        adapter: train a low-rank adapter instead of all weights.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
+        compile: compile each decoder layer with `torch.compile` (worth it after some hundred steps).
+        overrides: config fields to change on load, such as `rope_theta` or `max_position_embeddings`.
+        trust_remote_code: run Python code that comes with the model. Off unless you trust its author.
+    """
+
+    path: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | None = None
+    chat_template: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["auto", "documents", "sdpa", "eager", "flex", "varlen"] = "auto"
+    adapter: AdapterConfig | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    overrides: dict[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False

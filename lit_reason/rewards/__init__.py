@@ -1,0 +1,1 @@
+"""Answer checkers and, later, other rewards: plain callables."""
