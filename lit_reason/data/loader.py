@@ -1,0 +1,164 @@
+"""Order-exact loading: each batch is a pure function of (seed, epoch, position, rank, world).
+
+A plain DataLoader starts its epoch again after a mid-epoch resume. Here the state is two integers, workers need
+none, and a resumed run sees exactly the batches it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lit_reason.data.cache import TokenStore
+from lit_reason.data.packing import Pack, fill_bins, pack_rows
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The rows of one micro-batch, and the divisor of its loss (see `Pack.norm`)."""
+
+    rows: tuple[int, ...]
+    norm: float
+
+
+class PackDataset(Dataset):
+    """Bins in, packs out."""
+
+    def __init__(self, store: TokenStore) -> None:
+        self.store = store
+
+    def __getitem__(self, chosen: Bin) -> Pack:
+        if chosen.rows:
+            return pack_rows([self.store.row(i) for i in chosen.rows], chosen.norm)
+        # A rank without rows still takes part in every collective: any row will do, untrained.
+        return pack_rows([self.store.row(0)], chosen.norm, trained=False)
+
+
+class BinSampler(Sampler):
+    """The bins of this rank, in the order of one epoch.
+
+    Args:
+        lengths: tokens of each row.
+        weight_sums: summed loss weight of each row.
+        batch_tokens: tokens a bin may hold; rows are packed best-fit. None: count rows instead.
+        batch_rows: rows in a bin when `batch_tokens` is None.
+        shuffle: new order each epoch; False keeps the rows' own order (evaluation).
+        seed: seed of the order.
+        accumulate: micro-batches in an optimizer step; with `world` it decides each bin's `norm`.
+        rank: this process among `world`.
+        world: number of data-parallel processes.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        weight_sums: np.ndarray,
+        *,
+        batch_tokens: int | None,
+        batch_rows: int = 1,
+        shuffle: bool,
+        seed: int = 0,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.lengths, self.weight_sums = lengths, weight_sums
+        self.batch_rows, self.shuffle, self.seed = batch_rows, shuffle, seed
+        self.accumulate, self.rank, self.world = accumulate, rank, world
+        self.shapes = None if batch_tokens is None else fill_bins(lengths, batch_tokens)
+        self.epoch, self.start = 0, 0
+
+    def __len__(self) -> int:
+        """Micro-batches an epoch and rank, the same in each epoch."""
+        bins = -(-len(self.lengths) // self.batch_rows) if self.shapes is None else len(self.shapes)
+        return -(-bins // self.world)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this as an epoch begins. A new epoch starts at its first bin."""
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
+
+    def plan(self, epoch: int) -> list[tuple[int, ...]]:
+        """All bins of an epoch in order, filled up with empty ones to a multiple of `world`."""
+        if self.shapes is None:
+            bins = self._by_count(epoch)
+        else:
+            bins = self._by_tokens(epoch)
+        return bins + [()] * (len(self) * self.world - len(bins))
+
+    def _rng(self, epoch: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch])
+
+    def _by_count(self, epoch: int) -> list[tuple[int, ...]]:
+        n = len(self.lengths)
+        order = self._rng(epoch).permutation(n) if self.shuffle else np.arange(n)
+        return [tuple(order[i : i + self.batch_rows].tolist()) for i in range(0, n, self.batch_rows)]
+
+    def _by_tokens(self, epoch: int) -> list[tuple[int, ...]]:
+        """The shapes of the bins stay, so every epoch has as many; rows of equal length trade places."""
+        assert self.shapes is not None
+        if not self.shuffle:
+            return sorted(tuple(sorted(rows)) for rows in self.shapes)
+        rng = self._rng(epoch)
+        mixed = rng.permutation(len(self.lengths))
+        stand_in = np.empty(len(self.lengths), dtype=np.int64)
+        # Sorted by length, position k of the fixed order and of the mixed order have the same length.
+        stand_in[np.argsort(self.lengths, kind="stable")] = mixed[np.argsort(self.lengths[mixed], kind="stable")]
+        bins = [tuple(int(stand_in[row]) for row in rows) for rows in self.shapes]
+        return [bins[i] for i in rng.permutation(len(bins))]
+
+    def __iter__(self) -> Iterator[Bin]:
+        plan = self.plan(self.epoch)
+        window = self.accumulate * self.world
+        for step in range(self.start, len(self)):
+            at = step * self.world + self.rank
+            first = at // window * window
+            together = [row for rows in plan[first : first + window] for row in rows]
+            norm = float(self.weight_sums[together].sum()) if together else 1.0
+            yield Bin(plan[at], norm)
+
+
+def _as_is(pack: Pack) -> Pack:
+    return pack
+
+
+class PackLoader(DataLoader):
+    """A DataLoader of packs that remembers its place; Lightning saves and restores the two integers.
+
+    Args:
+        store: the rows.
+        sampler: the order.
+        workers: loading processes; 0 loads in the main one.
+    """
+
+    def __init__(self, store: TokenStore, sampler: BinSampler, workers: int = 0) -> None:
+        super().__init__(
+            PackDataset(store),
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=_as_is,
+            persistent_workers=False,
+            # Its own generator: a DataLoader draws a base seed at each iter(), which would shift dropout on resume.
+            generator=torch.Generator().manual_seed(sampler.seed),
+        )
+        self.position = 0
+
+    def __iter__(self) -> Iterator[Pack]:
+        self.position = self.sampler.start
+        for pack in super().__iter__():
+            self.position += 1
+            yield pack
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and batches of it already handed out."""
+        return {"epoch": self.sampler.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on after the last batch handed out."""
+        self.sampler.epoch, self.sampler.start = state["epoch"], state["position"]
+        self.position = state["position"]
