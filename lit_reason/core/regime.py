@@ -1,0 +1,184 @@
+"""Regime: what every training method inherits. A method says which loss on which tokens; the rest is here."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from transformers import PreTrainedTokenizerFast
+
+from lit_reason.core.config import OptimConfig
+from lit_reason.core.evaluation import EvalPrompt
+from lit_reason.core.optim import build_optimizer, build_schedule
+from lit_reason.data.packing import Pack
+from lit_reason.errors import UserError, did_you_mean
+from lit_reason.metrics.segments import SegmentMeter
+from lit_reason.models.config import ModelConfig
+from lit_reason.models.head import HeadOut
+from lit_reason.models.language_model import LanguageModel
+from lit_reason.models.loading import load_tokenizer
+from lit_reason.rollout.config import SamplingConfig
+from lit_reason.rollout.sampler import sample
+
+
+class Regime(LightningModule):
+    """Base of all training regimes: builds the model, optimizer and schedule, and normalises exactly.
+
+    A subclass implements `training_step`. Batches are `Pack`s.
+
+    Args:
+        lm: the model.
+        optim: optimizer and schedule.
+        sampling: how `predict` and verified generation sample.
+    """
+
+    def __init__(
+        self,
+        lm: ModelConfig,
+        optim: OptimConfig = OptimConfig(),  # noqa: B008 (frozen)
+        sampling: SamplingConfig = SamplingConfig(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__()
+        self.lm_config, self.optim_config, self.sampling = lm, optim, sampling
+        self.lm: LanguageModel | None = None
+        self.train_meter, self.val_meter = SegmentMeter(), SegmentMeter()
+
+    # ---- model ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer that belongs to the model."""
+        return load_tokenizer(self.lm_config)
+
+    def configure_model(self) -> None:
+        """Build the model once, where Lightning wants it built (it may call this several times)."""
+        if self.lm is None:
+            self.lm = LanguageModel.load(self.lm_config)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The recipe's optimizer, and its schedule stepped once an optimizer step."""
+        optimizer = build_optimizer(self, self.optim_config)
+        schedule = build_schedule(optimizer, int(self.trainer.estimated_stepping_batches), self.optim_config)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    # ---- loss ------------------------------------------------------------------------------------------------------
+
+    def score(self, pack: Pack) -> HeadOut:
+        """Weighted negative log-likelihood of the trained tokens, without logits of `[tokens, vocabulary]`.
+
+        Args:
+            pack: T tokens, S of them trained.
+
+        Returns:
+            The weighted sum, and log-probability, entropy and argmax hit of each of the S tokens.
+        """
+        hidden = self.lm.hidden(pack.ids, pack.positions, pack.cu_seqlens)
+        return self.lm.head(hidden[pack.index], pack.targets, pack.target_weight)
+
+    def normalise(self, loss_sum: torch.Tensor, pack: Pack) -> torch.Tensor:
+        """The micro-batch's part of the step's loss, such that k micro-batches on n ranks equal one batch.
+
+        Lightning divides by the number of accumulated micro-batches and averages gradients over ranks; both are
+        undone here, and the sum is divided by the loss weight of the whole step (`Pack.norm`).
+        """
+        return loss_sum * (self.trainer.accumulate_grad_batches * self.trainer.world_size / pack.norm)
+
+    def record(self, meter: SegmentMeter, out: HeadOut, pack: Pack) -> None:
+        """Add a scored pack to a meter."""
+        meter.update(
+            out.logp, out.entropy, out.hit, pack.target_weight, pack.target_segment, pack.target_decile
+        )
+
+    def log_meter(self, meter: SegmentMeter, prefix: str) -> None:
+        """Log what a meter gathered since the last time, and reset it."""
+        figures = meter.compute()
+        meter.reset()
+        shown = ("loss", "accuracy")
+        self.log_dict({f"{prefix}/{k}": v for k, v in figures.items() if k in shown}, prog_bar=True, batch_size=1)
+        self.log_dict({f"{prefix}/{k}": v for k, v in figures.items() if k not in shown}, batch_size=1)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the training figures at the steps at which the trainer writes its logs."""
+        every, step = self.trainer.log_every_n_steps, self.trainer.global_step
+        if every and step and step % every == 0 and not self.trainer.fit_loop._should_accumulate():
+            self.log_meter(self.train_meter, "train")
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    @property
+    def strict_loading(self) -> bool:
+        """Adapter checkpoints hold the trained weights alone; `on_load_checkpoint` checks them instead."""
+        return self.lm_config.adapter is None
+
+    def _saved_names(self) -> dict[str, torch.Size]:
+        if self.lm_config.adapter is None:
+            return {name: value.shape for name, value in self.state_dict().items() if hasattr(value, "shape")}
+        return {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """With an adapter, leave the frozen base out: the recipe names where it comes from."""
+        if self.lm_config.adapter is not None:
+            keep = self._saved_names()
+            checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another recipe before anything is changed.
+
+        Raises:
+            UserError: names or shapes of the weights differ from this recipe's model.
+        """
+        found = {k: v.shape for k, v in checkpoint["state_dict"].items() if hasattr(v, "shape")}
+        expected = self._saved_names()
+        for name in sorted(expected.keys() ^ found.keys()):
+            here, other = ("has", "lacks") if name in expected else ("lacks", "has")
+            raise UserError(
+                f"the checkpoint does not fit this recipe: the model {here} {name}, the checkpoint {other} it"
+                f"{did_you_mean(name, found if name in expected else expected)}"
+            )
+        for name, shape in expected.items():
+            if shape != found[name]:
+                raise UserError(
+                    f"the checkpoint does not fit this recipe: {name} is {tuple(found[name])} in the checkpoint, "
+                    f"{tuple(shape)} in the model"
+                )
+
+    # ---- evaluation ---------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Pack, batch_idx: int) -> None:
+        """Score held-out rows as training would."""
+        self.record(self.val_meter, self.score(batch), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the held-out figures."""
+        self.log_meter(self.val_meter, "val")
+
+    def test_step(self, batch: Pack, batch_idx: int) -> None:
+        """Score test rows as training would."""
+        self.record(self.val_meter, self.score(batch), batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test figures."""
+        self.log_meter(self.val_meter, "test")
+
+    def predict_step(self, batch: list[EvalPrompt], batch_idx: int) -> list[dict[str, Any]]:
+        """Answer prompts: one record a completion, as written to `predictions.jsonl`."""
+        completions = sample(
+            self.lm,
+            self.tokenizer,
+            [prompt.ids for prompt in batch],
+            self.sampling,
+            stop_ids=self.trainer.datamodule.renderer.stop_ids,
+            progress=False,
+        )
+        return [
+            {
+                "row_id": batch[c.prompt_index].row_id,
+                "prompt": batch[c.prompt_index].text,
+                "sample": c.sample_index,
+                "completion": c.text,
+                "answer": batch[c.prompt_index].answer,
+            }
+            for c in completions
+        ]

@@ -1,0 +1,366 @@
+"""TraceData: files of conversations in, packed token rows out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import heapq
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from lit_reason.core.evaluation import EvalPrompt
+from lit_reason.core.run_folder import run_folder
+from lit_reason.data.answers import final_answer
+from lit_reason.data.cache import TokenStore, default_cache_folder, digest, file_digest, open_store
+from lit_reason.data.condense import Condenser
+from lit_reason.data.config import CondenseConfig, RenderConfig
+from lit_reason.data.contract import check_contract
+from lit_reason.data.conversation import Conversation
+from lit_reason.data.formats import to_conversation
+from lit_reason.data.loader import BinSampler, PackLoader
+from lit_reason.data.records import Quarantine, read_records
+from lit_reason.data.render import Renderer
+from lit_reason.data.token_row import TokenRow
+from lit_reason.errors import RowError, UserError
+
+Split = Literal["train", "val", "test"]
+CONTRACT_ROWS = 32  # rows on which the template contract is checked at fit start
+
+
+class TraceData(LightningDataModule):
+    """Reads conversations, condenses their traces, renders them with the model's chat template and packs them.
+
+    Args:
+        train_file: training rows: JSONL, JSON, parquet (also .gz, .xz), a Hugging Face dataset folder or hub id.
+        val_file: rows for validation loss and verified generation.
+        test_file: rows for `test`.
+        predict_file: prompts for `predict`; default: the validation rows.
+        format: row format; `auto` looks at each row's keys.
+        holdout: without a `val_file`, this many rows of `train_file` become the validation rows. The draw depends
+            on the seed and the first user turn alone, so equal questions stay on one side.
+        condense: how reasoning traces are shortened before training.
+        condense_val: the same for validation and test rows; default: as `condense`.
+        render: chat template mode, trained turns, loss weights by segment.
+        max_length: longest row in tokens; must not exceed the model's context.
+        over_length: rows longer than that: `drop` them (counted), condense them just enough to `fit`, or `raise`.
+        batch_tokens: tokens in a micro-batch; rows are packed best-fit and never split.
+        batch_rows: rows in a micro-batch instead, whatever their length (then `batch_tokens` is not used).
+        seed: seed of the holdout and of the order of rows.
+        workers: loading processes; 0 loads in the main process.
+        cache_dir: folder of tokenised rows; default `$LIT_REASON_CACHE` or `~/.cache/lit_reason`.
+        max_bad_rows: unusable rows go to a quarantine file with the reason; more than this many stop the run.
+    """
+
+    def __init__(
+        self,
+        train_file: str | list[str] | None = None,
+        val_file: str | list[str] | None = None,
+        test_file: str | list[str] | None = None,
+        predict_file: str | list[str] | None = None,
+        format: str = "auto",
+        holdout: int = 0,
+        condense: CondenseConfig = CondenseConfig(),  # noqa: B008 (frozen)
+        condense_val: CondenseConfig | None = None,
+        render: RenderConfig = RenderConfig(),  # noqa: B008 (frozen)
+        max_length: int = 2048,
+        over_length: Literal["drop", "fit", "raise"] = "drop",
+        batch_tokens: int = 4096,
+        batch_rows: int | None = None,
+        seed: int = 0,
+        workers: int = 0,
+        cache_dir: str | None = None,
+        max_bad_rows: int = 100,
+    ) -> None:
+        super().__init__()
+        self.files = {"train": train_file, "val": val_file, "test": test_file, "predict": predict_file}
+        self.format, self.holdout, self.seed = format, holdout, seed
+        self.condense, self.condense_val, self.render = condense, condense_val or condense, render
+        self.max_length, self.over_length = max_length, over_length
+        self.batch_tokens, self.batch_rows, self.workers = batch_tokens, batch_rows, workers
+        self.cache = Path(cache_dir) if cache_dir else default_cache_folder()
+        self.max_bad_rows = max_bad_rows
+        self.tokenizer: Any = None
+        self.stores: dict[str, TokenStore] = {}
+        self._held_out_ids: frozenset[str] | None = None
+
+    # ---- set-up ------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Tokenise what this stage needs, or open it from the cache.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`.
+        """
+        if self.tokenizer is None:
+            self.tokenizer = self.trainer.lightning_module.tokenizer
+        self.renderer = Renderer(self.tokenizer, self.render)
+        context = getattr(self.trainer.lightning_module, "context_length", None) if self.trainer else None
+        if context and self.max_length > context:
+            raise UserError(
+                f"data.max_length is {self.max_length}, but the model allows {context} tokens: lower it, or raise "
+                "the model's limit with lm.overrides (max_position_embeddings, and rope_theta with it)"
+            )
+        if stage == "fit" and not self.files["train"]:
+            raise UserError("data.train_file is missing: give the file to train on, --data.train_file FILE")
+        if stage == "test" and not self.files["test"]:
+            raise UserError("data.test_file is missing: give the file to test on, --data.test_file FILE")
+        if stage == "validate" and not self.has_val:
+            raise UserError("nothing to validate on: give data.val_file, or data.holdout with data.train_file")
+        wanted: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for split in wanted.get(stage, ()):
+            if split not in self.stores and (split != "val" or self.has_val):
+                self.stores[split] = self._open(split)
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there are validation rows."""
+        return bool(self.files["val"]) or (self.holdout > 0 and bool(self.files["train"]))
+
+    @property
+    def ledger(self) -> dict[str, Any]:
+        """What condensation and rendering did to the training rows (for the run report); empty before `fit`."""
+        return self.stores["train"].meta if "train" in self.stores else {}
+
+    def _paths(self, split: str) -> list[str]:
+        given = self.files["train"] if split == "val" and not self.files["val"] else self.files[split]
+        return [] if not given else [given] if isinstance(given, str) else list(given)
+
+    def _open(self, split: Split) -> TokenStore:
+        condense = self.condense if split == "train" else self.condense_val
+        paths = self._paths(split)
+        held_out = self._held_out() if split != "test" and not self.files["val"] else frozenset()
+        key = digest(
+            {
+                "files": [(path, file_digest(path)) for path in paths],
+                "format": self.format,
+                "condense": dataclasses.asdict(condense),
+                "models": [file_digest(m) for m in (condense.scorer, condense.teacher) if m],
+                "render": dataclasses.asdict(self.render),
+                "tokenizer": _tokenizer_digest(self.tokenizer),
+                "max_length": self.max_length,
+                "over_length": self.over_length,
+                "held_out": (split, sorted(held_out)),
+            }
+        )
+        quarantine = self.cache / f"{key}.quarantine.jsonl"
+
+        def build() -> tuple[Iterator[TokenRow], Callable[[], dict[str, Any]]]:
+            rejects = Quarantine(quarantine, self.max_bad_rows)
+            keep = (lambda row_id: row_id in held_out) if split == "val" else (lambda row_id: row_id not in held_out)
+            builder = RowBuilder(self, condense, rejects)
+            return builder.rows(paths, keep if held_out else lambda row_id: True, split), builder.meta
+
+        store = open_store(self.cache, key, build)
+        self._tell(split, store, quarantine)
+        return store
+
+    def _held_out(self) -> frozenset[str]:
+        """Row ids of the `holdout` rows drawn from the training file."""
+        if self._held_out_ids is None:
+            self._held_out_ids = self._draw_held_out() if self.holdout > 0 and self.files["train"] else frozenset()
+        return self._held_out_ids
+
+    def _draw_held_out(self) -> frozenset[str]:
+
+        def keys() -> Iterator[tuple[str, str]]:
+            rejects = Quarantine(None, self.max_bad_rows)
+            for row_id, record in _records(self._paths("train"), rejects):
+                try:
+                    first = next(m for m in self._conversation(record, row_id).messages if m.role != "system")
+                except RowError:
+                    continue  # counted when the rows are built
+                yield hashlib.sha256(f"{self.seed}\0{first.content}".encode("utf-8", "replace")).hexdigest(), row_id
+
+        drawn = heapq.nsmallest(self.holdout, keys())
+        last = drawn[-1][0] if drawn else ""
+        # Rows with the same question share a key: all of them leave the training rows.
+        return frozenset(row_id for key, row_id in keys() if key <= last)
+
+    def _conversation(self, record: dict, row_id: str) -> Conversation:
+        return to_conversation(record, row_id, format=self.format, train_on=self.render.train_on)
+
+    def _tell(self, split: str, store: TokenStore, quarantine: Path) -> None:
+        bad = store.meta["bad_rows"]
+        rank_zero_info(f"{split}: {len(store)} rows, {int(store.lengths.sum()):,} tokens ({store.folder})")
+        for note in store.meta["notes"]:
+            rank_zero_info(f"{split}: {note}")
+        if bad:
+            reasons = "; ".join(f"{count} x {reason}" for reason, count in Counter(bad).most_common(3))
+            rank_zero_info(f"{split}: {sum(bad.values())} rows could not be used: {reasons}. See {quarantine}")
+            if self.trainer and self.trainer.is_global_zero and quarantine.exists():
+                folder = run_folder(self.trainer)
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(quarantine, folder / f"quarantine-{split}.jsonl")
+
+    # ---- loaders -----------------------------------------------------------------------------------------------
+
+    def _loader(self, split: Split, *, shuffle: bool) -> PackLoader:
+        store = self.stores[split]
+        ranks = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
+        sampler = BinSampler(
+            store.lengths,
+            store.weight_sums,
+            batch_tokens=None if self.batch_rows else self.batch_tokens,
+            batch_rows=self.batch_rows or 1,
+            shuffle=shuffle,
+            seed=self.seed,
+            accumulate=self.trainer.accumulate_grad_batches if shuffle and self.trainer else 1,
+            rank=ranks.get("rank", 0),
+            world=ranks.get("num_replicas", 1),
+        )
+        return PackLoader(store, sampler, self.workers)
+
+    def train_dataloader(self) -> PackLoader:
+        """Packs of training rows, in a new order each epoch."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> PackLoader | list:
+        """Packs of validation rows in file order; empty without validation rows."""
+        return self._loader("val", shuffle=False) if "val" in self.stores else []
+
+    def test_dataloader(self) -> PackLoader:
+        """Packs of test rows in file order."""
+        return self._loader("test", shuffle=False)
+
+    def predict_dataloader(self) -> DataLoader:
+        """Prompts, 64 at a time."""
+        return DataLoader(self.eval_prompts(), batch_size=64, collate_fn=list)
+
+    def eval_prompts(self, limit: int | None = None) -> list[EvalPrompt]:
+        """Held-out problems as prompts, each with its reference answer.
+
+        Args:
+            limit: at most this many, from the front; None takes all.
+
+        Returns:
+            Prompts from `predict_file`, else from the validation rows.
+        """
+        split = "predict" if self.files["predict"] else "val"
+        held_out = self._held_out() if split == "val" and not self.files["val"] else None
+        prompts: list[EvalPrompt] = []
+        rejects = Quarantine(None, self.max_bad_rows)
+        for row_id, record in _records(self._paths(split), rejects):
+            if held_out is not None and row_id not in held_out:
+                continue
+            if limit is not None and len(prompts) == limit:
+                break
+            try:
+                conversation = to_conversation(record, row_id, format=self.format, need_assistant=False)
+                prompts.append(_eval_prompt(conversation, self.renderer))
+            except RowError as error:
+                rejects.add(row_id, str(error), record)
+        return prompts
+
+
+class RowBuilder:
+    """One pass from records to token rows, counting what happens on the way."""
+
+    def __init__(self, data: TraceData, condense: CondenseConfig, quarantine: Quarantine) -> None:
+        self.data, self.quarantine = data, quarantine
+        tokenizer = data.tokenizer
+        self.condenser = Condenser(condense, lambda text: len(tokenizer.encode(text, add_special_tokens=False)))
+        self.dropped: Counter[str] = Counter()
+        self.notes: list[str] = []
+        self.count = 0
+
+    def rows(self, paths: list[str], keep: Callable[[str], bool], split: str) -> Iterator[TokenRow]:
+        """Token rows of the records that `keep` wants."""
+        try:
+            checked = False
+            first: list[Conversation] = []
+            records = _records(paths, self.quarantine)
+            for row_id, record in tqdm(records, desc=f"tokenise {split}", unit=" rows", delay=1, leave=False):
+                if not keep(row_id):
+                    continue
+                try:
+                    conversation = self._conversation(record, row_id)
+                    if conversation is None:
+                        continue
+                    first.append(conversation)
+                    for row in self._token_rows(conversation):
+                        self.count += 1
+                        yield row
+                except RowError as error:
+                    self.quarantine.add(row_id, str(error), record)
+                if not checked and len(first) == CONTRACT_ROWS:
+                    checked = self._check(first)
+            if first and not checked:
+                self._check(first)
+            if not self.count:
+                raise UserError(
+                    f"no {split} row is left of {', '.join(paths)}: "
+                    f"{self.quarantine.total} unusable, {sum(self.dropped.values())} too long, "
+                    f"{self.condenser.ledger.to_dict()}"
+                )
+        finally:
+            self.quarantine.close()
+
+    def meta(self) -> dict[str, Any]:
+        """Counts, ledger and notes of the pass."""
+        return {
+            "rows": self.count,
+            "bad_rows": dict(self.quarantine.counts),
+            "dropped": dict(self.dropped),
+            "condensation": self.condenser.ledger.to_dict(),
+            "notes": self.notes + [f"{count} rows {reason}" for reason, count in self.dropped.items()],
+        }
+
+    def _conversation(self, record: dict, row_id: str) -> Conversation | None:
+        conversation = self.condenser(self.data._conversation(record, row_id))
+        if conversation is None or self.data.over_length != "fit":
+            return conversation
+        if self._length(conversation) <= self.data.max_length:
+            return conversation
+        fitted = self.condenser.fit(conversation, self.data.max_length, self._length)
+        self.dropped["condensed further to fit max_length" if fitted else "too long even when condensed"] += 1
+        return fitted
+
+    def _length(self, conversation: Conversation) -> int:
+        return max(len(row) for row in self.data.renderer.rows(conversation))
+
+    def _token_rows(self, conversation: Conversation) -> Iterator[TokenRow]:
+        limit = self.data.max_length
+        for row in self.data.renderer.rows(conversation):
+            if len(row) <= limit:
+                yield row
+            elif self.data.over_length == "raise":
+                raise UserError(f"{row.row_id} has {len(row)} tokens, data.max_length is {limit}")
+            else:
+                self.dropped[f"dropped: longer than {limit} tokens"] += 1
+
+    def _check(self, conversations: list[Conversation]) -> bool:
+        self.notes += check_contract(self.data.renderer, conversations).notes
+        conversations.clear()
+        return True
+
+
+def _records(paths: list[str], quarantine: Quarantine) -> Iterator[tuple[str, dict]]:
+    for path in paths:
+        yield from read_records(path, quarantine)
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    backend = tokenizer.backend_tokenizer.to_str()
+    special = str(sorted(tokenizer.special_tokens_map.items()))
+    return hashlib.sha256(f"{backend}\0{special}\0{tokenizer.chat_template}".encode()).hexdigest()
+
+
+def _eval_prompt(conversation: Conversation, renderer: Renderer) -> EvalPrompt:
+    turns = conversation.messages
+    reply = turns[-1].content if turns[-1].role == "assistant" else ""
+    question = next((m.content for m in reversed(turns) if m.role == "user"), "")
+    return EvalPrompt(
+        ids=renderer.prompt(conversation),
+        row_id=conversation.row_id,
+        text=question,
+        answer=conversation.answer or final_answer(reply),
+        metadata=conversation.metadata,
+    )
