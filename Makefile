@@ -1,0 +1,31 @@
+# Each target is one thing to do; each line can be run by hand.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test checks bench docs
+
+demo: $(INSTALLED)  ## train full and condensed traces side by side, and compare
+	$(BIN)/lit-reason demo
+
+test: $(INSTALLED)  ## the tests, as continuous integration runs them
+	$(BIN)/python -m pytest
+
+checks: $(INSTALLED)  ## formatting, lint, types, docstrings against signatures
+	$(BIN)/ruff format --check lit_reason tests benchmarks
+	$(BIN)/ruff check lit_reason tests benchmarks
+	$(BIN)/mypy -p lit_reason
+	$(BIN)/pydoclint --quiet lit_reason
+
+bench: $(INSTALLED)  ## measurements on this machine, written under benchmarks/results
+	$(BIN)/python -m benchmarks.run
+
+docs: $(INSTALLED)  ## the site, into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# torch first and alone: where a CPU wheel is offered it is taken, and nothing after it pulls CUDA builds.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
