@@ -1,0 +1,192 @@
+"""Write a model as a plain Hugging Face folder that any loader of such folders reads.
+
+What a merged export holds, for a linear layer with weight W and a low-rank update s B A:
+
+* unquantised base: W + s B A, summed in float32 and rounded once to the export dtype. Equal to the trained model
+  up to that rounding.
+* nf4 base: Q(W) + s B A, where Q(W) is the dequantised 4-bit weight that training multiplied by. Equal to the
+  trained model up to rounding, and not equal to the original weights plus the update.
+* int8 base: the same with 8-bit weights. During training bitsandbytes also rounds activations to 8 bits, so the
+  export differs from the trained model by that rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from lit_reason.errors import UserError
+from lit_reason.models.language_model import LanguageModel
+from lit_reason.models.loading import resolve_dtype
+
+EXPORT_FILES = ("config.json", "adapter_config.json")
+
+
+def export_model(
+    lm: LanguageModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: str | Path,
+    *,
+    merge: bool = True,
+    dtype: str | None = None,
+) -> Path:
+    """Write weights, configuration, generation settings, tokenizer and chat template.
+
+    The folder appears complete or not at all: everything is written beside it and moved into place. An earlier
+    export there is replaced. The model in memory is not changed, so this may be called during training.
+
+    Args:
+        lm: the model to write.
+        tokenizer: its tokenizer, or None to leave it out.
+        folder: where to write.
+        merge: merge a low-rank adapter into the weights; otherwise write the adapter alone. Without an adapter
+            there is nothing to merge and the whole model is written.
+        dtype: `float32`, `bfloat16` or `float16` to convert the weights; None keeps theirs.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the folder holds something that is not an export, or the dtype is unknown.
+    """
+    place = Path(folder).expanduser()
+    _refuse_foreign(place)
+    if dtype not in (None, "float32", "bfloat16", "float16"):
+        raise UserError(f"export: dtype is '{dtype}'; allowed: float32, bfloat16, float16")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        if merge or lm.base is lm.hf:
+            plain_model(lm, None if dtype is None else resolve_dtype(dtype)).save_pretrained(fresh)
+        else:
+            lm.hf.save_pretrained(fresh, save_embedding_layers=False)  # type: ignore[operator]
+        if tokenizer is not None:
+            tokenizer.save_pretrained(fresh)
+        os.chmod(fresh, 0o777 & ~_umask())
+        _move(fresh, place)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return place
+
+
+@torch.no_grad()
+def plain_model(lm: LanguageModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model without adapter and quantisation; it shares unchanged weights with `lm`.
+
+    Args:
+        lm: the model.
+        dtype: dtype of all weights; None keeps the dtype that the model computes in.
+
+    Returns:
+        A transformers model of the same class, for saving or for inference.
+    """
+    base = lm.base
+    state = _merged_state(base, dtype)
+    config = copy.deepcopy(base.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        plain = type(base)(config)
+    _load(plain, state)
+    plain.generation_config = copy.deepcopy(base.generation_config)
+    return plain.eval()
+
+
+def _merged_state(base: PreTrainedModel, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Plain parameter and buffer names to tensors, adapters merged and quantised weights dequantised."""
+    state: dict[str, Tensor] = {}
+    same: dict[int, Tensor] = {}  # tied tensors stay one tensor after a cast
+
+    def put(name: str, tensor: Tensor) -> None:
+        if dtype is None or not tensor.is_floating_point():
+            state[name] = tensor
+        else:
+            state[name] = same.setdefault(id(tensor), tensor.detach().to(dtype))
+
+    def walk(module: nn.Module, prefix: str) -> None:
+        if hasattr(module, "modules_to_save"):
+            walk(module.modules_to_save[module.active_adapters[0]], prefix)  # type: ignore[index,operator]
+            return
+        layer = module.base_layer if hasattr(module, "base_layer") else module
+        if hasattr(module, "base_layer") or _is_quantised(layer):
+            put(prefix + "weight", _merged_weight(module, layer, base.dtype))  # type: ignore[arg-type]
+            if getattr(layer, "bias", None) is not None:
+                put(prefix + "bias", layer.bias)  # type: ignore[arg-type]
+            return
+        for name, tensor in module.named_parameters(recurse=False, remove_duplicate=False):
+            put(prefix + name, tensor)
+        for name, tensor in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                put(prefix + name, tensor)
+        for name, child in module.named_children():
+            walk(child, f"{prefix}{name}.")
+
+    walk(base, "")
+    return state
+
+
+def _is_quantised(layer: nn.Module) -> bool:
+    weight = getattr(layer, "weight", None)
+    return weight is not None and hasattr(layer, "compute_dtype" if weight.dtype == torch.uint8 else "state")
+
+
+def _merged_weight(module: nn.Module, layer: nn.Module, compute: torch.dtype) -> Tensor:
+    """W + sum of the active adapters' updates, in the dtype of the base's products."""
+    weight = layer.weight
+    if not weight.is_floating_point():  # type: ignore[union-attr,operator]
+        from peft.utils.integrations import dequantize_module_weight
+
+        weight = dequantize_module_weight(layer)
+    total = weight.to(torch.float32)  # type: ignore[union-attr]
+    for name in getattr(module, "active_adapters", ()) if layer is not module else ():
+        if name in module.lora_A:  # type: ignore[operator]
+            total = total + module.get_delta_weight(name).to(torch.float32)  # type: ignore[operator]
+    return total.to(compute)
+
+
+def _load(plain: PreTrainedModel, state: dict[str, Tensor]) -> None:
+    """Put the tensors in place; a name too many or too few is a defect, not a warning."""
+    plain.load_state_dict(state, strict=True, assign=True)
+    plain.tie_weights()
+
+
+def _refuse_foreign(place: Path) -> None:
+    if place.is_dir() and any(place.iterdir()) and not any((place / name).is_file() for name in EXPORT_FILES):
+        found = ", ".join(sorted(p.name for p in place.iterdir())[:5])
+        raise UserError(
+            f"export: {place} holds files that are no model export ({found}); choose another folder"
+        )
+    if place.exists() and not place.is_dir():
+        raise UserError(f"export: {place} is a file; give a folder")
+
+
+def _move(fresh: Path, place: Path) -> None:
+    """Put the new folder where the old one was; the old one is kept until the new one stands."""
+    if not place.exists():
+        os.rename(fresh, place)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{place.name}.old.", dir=place.parent))
+    os.rename(place, old / "export")
+    try:
+        os.rename(fresh, place)
+    except OSError:
+        os.rename(old / "export", place)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's file mode mask; temporary folders are private, an export is as open as other files."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
