@@ -1,0 +1,241 @@
+"""The verbs that need a trainer: `fit`, `validate`, `test`, `predict` and `evaluate`, on LightningCLI."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import os
+import pkgutil
+import sys
+import warnings
+from argparse import ArgumentError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from lit_reason.cli.config_files import check_variables, resolve_names, sources
+from lit_reason.cli.messages import Walker, chosen_classes, dropped_settings, explain
+from lit_reason.cli.schema import recipe_schema
+from lit_reason.errors import UserError, did_you_mean
+
+VERBS = ("fit", "validate", "test", "predict", "evaluate")
+SCANNED = ("lit_reason.regimes", "lit_reason.callbacks", "lit_reason.data.datamodule")
+HANDED_OVER = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+CHECKPOINT_WORDS = ("best", "last", "hpc")
+
+
+def import_choices(names: Sequence[str] = SCANNED) -> None:
+    """Import every module that may hold a class for a recipe, so that its short name works in `class_path`.
+
+    Args:
+        names: modules and packages; packages are walked.
+    """
+    for name in names:
+        module = importlib.import_module(name)
+        for path in getattr(module, "__path__", []):
+            if not Path(path).is_dir():
+                continue
+            for found in pkgutil.walk_packages([path], prefix=f"{name}."):
+                importlib.import_module(found.name)
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the full configuration as `config.yaml` into the run folder, with or without a logger.
+
+    Args:
+        parser: the parser that read it.
+        config: the parsed configuration.
+        kwargs: as in Lightning's callback.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
+        super().__init__(parser, config, **{"overwrite": True, "save_to_log_dir": False, **kwargs})
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file; `lit-reason VERB --config RUN/config.yaml` repeats the run."""
+        from lit_reason.core.run_folder import run_folder
+
+        folder = run_folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(
+            self.config, str(folder / self.config_filename), skip_none=False, overwrite=True, multifile=False
+        )
+
+
+class ReasonCLI(LightningCLI):
+    """One verb's command line: any regime as `model`, any datamodule as `data`, and `vars` for own numbers.
+
+    Each verb has a flat parser of its own. So interpolation sees the whole configuration, later files and
+    command-line options included, and a saved `config.yaml` reads back as it is.
+
+    Args:
+        verb: trainer method to run.
+        argv: its arguments.
+        trainer_class: the trainer.
+        regime_class: base class of what `model` may be.
+    """
+
+    def __init__(
+        self, verb: str, argv: Sequence[str], trainer_class: type[Trainer], regime_class: type[LightningModule]
+    ) -> None:
+        self.verb = verb
+        self.verb_arguments: list[str] = []
+        super().__init__(
+            regime_class,
+            LightningDataModule,
+            save_config_callback=SaveRunConfig,
+            trainer_class=trainer_class,
+            seed_everything_default=0,
+            parser_kwargs={
+                "parser_mode": "omegaconf+",
+                "exit_on_error": False,
+                "prog": f"lit-reason {verb}",
+                "description": (inspect.getdoc(getattr(trainer_class, verb)) or "").partition("\n")[0],
+            },
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=list(argv),
+            run=False,
+            auto_configure_optimizers=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add `--vars` and the verb's own arguments, taken from the trainer method's signature and docstring."""
+        parser.add_argument("--vars", type=dict, default={}, help="your own numbers, read with ${vars.name}")
+        method = inspect.signature(getattr(self.trainer_class, self.verb))
+        skip: set[Any] = HANDED_OVER & set(method.parameters)
+        self.verb_arguments = parser.add_method_arguments(self.trainer_class, self.verb, skip=skip)
+        of_fit = set(inspect.signature(self.trainer_class.fit).parameters) - HANDED_OVER - {"self"}
+        self.foreign_arguments = sorted(of_fit - set(self.verb_arguments))
+        for name in self.foreign_arguments:  # so that every verb reads the config.yaml that a fit leaves
+            parser.add_argument(f"--{name}", type=Any, default=None, help=f"of fit; {self.verb} does not take it")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and turn a refusal into one short message."""
+        self.given = given = sources(args)
+        check_variables(given)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
+                super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise explain(error, given, self.recipe_schema(), args) from error
+        except Exception as error:
+            if type(error).__module__.startswith("omegaconf"):
+                raise explain(error, given, self.recipe_schema(), args) from error
+            raise
+        for name in self.foreign_arguments:
+            if self.config[name] is not None:
+                raise UserError(f"{name}: {self.verb} does not take it; give --{name}=null to leave it out")
+        self._check_checkpoint(self.config.get("ckpt_path"))
+        if any(len(names) > 1 for names in chosen_classes(given).values()):
+            for note in dropped_settings(given, self.recipe_schema()):
+                print(f"lit-reason: note: {note}", file=sys.stderr)
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; what a class refuses with a UserError comes through as that."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            cause: BaseException | None = error
+            while cause is not None:
+                if isinstance(cause, UserError):
+                    raise cause from error
+                cause = cause.__cause__
+            problem = Walker(self.recipe_schema()).first_problem(self.given)
+            if problem:  # the parser lets some values through, such as a number where a block belongs
+                raise UserError(str(problem)) from error
+            raise
+
+    def recipe_schema(self) -> dict[str, Any]:
+        """JSON Schema of the recipes this command line accepts."""
+        return schema_for(self.trainer_class, self._model_class, ["fit", self.verb])
+
+    @staticmethod
+    def _check_checkpoint(path: Any) -> None:
+        if path is None or path in CHECKPOINT_WORDS or "://" in str(path) or Path(path).exists():
+            return
+        folder = Path(path).parent
+        beside = sorted(item.name for item in folder.glob("*.ckpt")) if folder.is_dir() else []
+        near = did_you_mean(Path(path).name, beside) or (f"; there: {', '.join(beside[:5])}" if beside else "")
+        raise UserError(f"ckpt_path: no such checkpoint: {path}{near}; or one of {', '.join(CHECKPOINT_WORDS)}")
+
+    def run_verb(self) -> Any:
+        """Run the trainer's method with the built model and data."""
+        arguments = {name: self.config_init[name] for name in self.verb_arguments}
+        return getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **arguments)
+
+
+def schema_for(
+    trainer_class: type[Trainer], regime_class: type[LightningModule], verbs: Sequence[str] = VERBS
+) -> dict[str, Any]:
+    """JSON Schema of recipes for a trainer and a family of regimes.
+
+    Args:
+        trainer_class: the trainer.
+        regime_class: base class of what `model` may be.
+        verbs: trainer methods whose arguments are top-level keys.
+    """
+    sections = {"trainer": trainer_class, "model": (regime_class,), "data": (LightningDataModule,)}
+    return recipe_schema(sections, [getattr(trainer_class, verb) for verb in verbs])
+
+
+class _NoAdvertising(logging.Filter):
+    """Drops Lightning's tips for other products."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not ("litlogger" in text or "litmodels" in text)
+
+
+def _quiet_lightning() -> None:
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(known, _NoAdvertising) for known in logger.filters):
+            logger.addFilter(_NoAdvertising())
+
+
+def house_classes() -> tuple[type[Trainer], type[LightningModule]]:
+    """The trainer and the regime base class, with every choice imported."""
+    from lit_reason.core.regime import Regime
+    from lit_reason.core.trainer import ReasonTrainer
+
+    import_choices()
+    return ReasonTrainer, Regime
+
+
+def build(verb: str, argv: Sequence[str]) -> ReasonCLI:
+    """Parse and build model, data and trainer without running anything.
+
+    Args:
+        verb: one of `VERBS`.
+        argv: arguments after the verb; packaged recipe names are fine after `--config`.
+
+    Raises:
+        UserError: the configuration is wrong.
+    """
+    _quiet_lightning()
+    argv = resolve_names(argv)
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # at the end, so that a class of the user's own is found and nothing is hidden
+    trainer_class, regime_class = house_classes()
+    return ReasonCLI(verb, argv, trainer_class, regime_class)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one verb.
+
+    Args:
+        argv: the verb and its arguments.
+
+    Returns:
+        Exit code 0; failures are raised and turned into messages by the front door.
+    """
+    verb, *rest = argv
+    build(verb, rest).run_verb()
+    return 0

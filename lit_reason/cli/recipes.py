@@ -1,0 +1,128 @@
+"""Finding the packaged recipes and reading what their first comment block says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from lit_reason.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent / "recipes"
+FIELDS = ("hardware", "expected", "command")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One packaged recipe and its header.
+
+    Args:
+        name: path under the recipes folder without the suffix, such as `sft/smollm2-epic`.
+        path: the file.
+        purpose: first comment line: what it trains, on what.
+        hardware: what it needs.
+        expected: how long it takes there, and what comes out of it.
+        command: the exact command.
+    """
+
+    name: str
+    path: Path
+    purpose: str = ""
+    hardware: str = ""
+    expected: str = ""
+    command: str = ""
+
+    @property
+    def folder(self) -> str:
+        """The group it is listed under."""
+        return self.name.rpartition("/")[0]
+
+
+def read_header(text: str) -> dict[str, str]:
+    """The fields of a recipe's first comment block.
+
+    The first line is the purpose. `# Hardware: ...`, `# Expected: ...` and `# Command: ...` follow; a comment line
+    that starts none of them continues the field above it. Editor lines are skipped.
+
+    Args:
+        text: the recipe.
+
+    Returns:
+        Field name to text; a field that is not there is absent.
+    """
+    found: dict[str, str] = {}
+    field = "purpose"
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        body = line.lstrip("#").strip()
+        if body.startswith(("yaml-language-server:", "!")):
+            continue
+        start = re.match(rf"({'|'.join(FIELDS)})\s*:\s*(.*)", body, re.IGNORECASE)
+        if start:
+            field = start[1].lower()
+            found[field] = start[2]
+        elif not body:
+            field = ""
+        elif field == "purpose" and "purpose" in found:
+            field = ""
+        elif field:
+            found[field] = f"{found[field]} {body}".strip() if field in found else body
+    return found
+
+
+def find_recipes(root: Path = ROOT) -> list[Recipe]:
+    """All recipes under a folder, in the order of their names.
+
+    Args:
+        root: the folder; default: the recipes that come with the package.
+    """
+    recipes = []
+    for path in sorted(root.rglob("*.yaml")):
+        name = path.relative_to(root).with_suffix("").as_posix()
+        recipes.append(Recipe(name, path, **read_header(path.read_text(encoding="utf-8"))))
+    return recipes
+
+
+def locate(given: str, root: Path = ROOT) -> Path:
+    """The file behind a path or the name of a packaged recipe.
+
+    A file that exists wins. Otherwise `sft/x`, `sft/x.yaml` and `recipes/sft/x.yaml` all name the packaged recipe,
+    and so does `x` alone when no other recipe has that last part.
+
+    Args:
+        given: what the user wrote.
+        root: folder of the packaged recipes.
+
+    Raises:
+        UserError: neither a file nor a recipe; names the nearest recipe.
+    """
+    if Path(given).is_file():
+        return Path(given)
+    if Path(given).is_dir():
+        raise UserError(f"{given}: is a folder; a recipe is a .yaml file")
+    paths = {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+    name = given.removeprefix("./").removeprefix("recipes/").removesuffix(".yaml")
+    if name in paths:
+        return paths[name]
+    tails = [key for key in paths if key.rpartition("/")[2] == name]
+    if len(tails) == 1:
+        return paths[tails[0]]
+    if tails:
+        raise UserError(f"{given!r} names several recipes: {', '.join(tails)}")
+    raise UserError(f"no file and no packaged recipe is called {given!r}{_hint(name, paths)}; see `lit-reason list`")
+
+
+def _hint(name: str, known: dict[str, Path]) -> str:
+    """The nearest recipe by its whole name, or by its last part."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    if not near:
+        last = {key.rpartition("/")[2]: key for key in known}
+        near = [last[key] for key in get_close_matches(name.rpartition("/")[2], last, n=1, cutoff=0.5)]
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def header_problems(recipe: Recipe) -> list[str]:
+    """What a recipe's header lacks, one line a problem; empty when it is complete."""
+    return [f"{recipe.name}: the header has no {field}" for field in ("purpose", *FIELDS) if not getattr(recipe, field)]
