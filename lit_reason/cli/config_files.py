@@ -1,6 +1,7 @@
 """Reading config files with their line numbers, before anything heavy is imported.
 
-The parser that follows takes the last of two equal keys without a word and reports no lines; both are mended here.
+The parser that follows takes the last of two equal keys without a word and reports no lines; both are mended
+here.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ def option_source(option: str, value: str | None) -> Source | None:
         node = yaml.compose(value, Loader=yaml.SafeLoader)
     except yaml.YAMLError:
         node = None
-    mark = yaml.Mark("command line", 0, 0, 0, None, None)
+    mark = yaml.Mark("command line", 0, 0, 0, None, 0)
     node = node or yaml.ScalarNode("tag:yaml.org,2002:str", value, mark, mark)
     for part in reversed(path.split(".")):
         key = yaml.ScalarNode("tag:yaml.org,2002:str", part, mark, mark)
@@ -224,7 +225,8 @@ def check_variables(given: Sequence[Source]) -> None:
         for scalar in scalars(source.root):
             for name in VARIABLE.findall(scalar.value):
                 if name.partition(".")[0] not in known:
-                    listed = f"; variables: {', '.join(sorted(known))}" if known else "; there is no `vars:` block"
-                    raise UserError(
-                        f"{source.where(scalar)}: ${{vars.{name}}} is not set{did_you_mean(name, known)}{listed}"
+                    listed = (
+                        f"; variables: {', '.join(sorted(known))}" if known else "; there is no `vars:` block"
                     )
+                    near = did_you_mean(name, known)
+                    raise UserError(f"{source.where(scalar)}: ${{vars.{name}}} is not set{near}{listed}")

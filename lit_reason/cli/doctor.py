@@ -1,4 +1,4 @@
-"""`lit-reason doctor`: what this machine has, what is missing, and how to get it. Fast: nothing heavy is imported."""
+"""`lit-reason doctor`: what this machine has, what is missing, how to get it. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -79,7 +79,11 @@ def nvidia_devices() -> list[str] | None:
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
-    query = [program, "--query-gpu=name,memory.total,memory.used,driver_version", "--format=csv,noheader,nounits"]
+    query = [
+        program,
+        "--query-gpu=name,memory.total,memory.used,driver_version",
+        "--format=csv,noheader,nounits",
+    ]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -97,7 +101,10 @@ def torch_report() -> list[str]:
     """What torch itself sees. Imports torch, which takes seconds."""
     import torch
 
-    lines = [f"torch {torch.__version__}, threads {torch.get_num_threads()}, CUDA build {torch.version.cuda or 'no'}"]
+    lines = [
+        f"torch {torch.__version__}, CUDA build {torch.version.cuda or 'no'}",
+        f"{torch.get_num_threads()} threads",
+    ]
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         bf16 = "yes" if torch.cuda.is_bf16_supported() else "no"
@@ -107,7 +114,7 @@ def torch_report() -> list[str]:
         )
     if torch.backends.mps.is_available():
         lines.append("mps: Apple GPU")
-    if len(lines) == 1:
+    if len(lines) == 2:
         lines.append("no accelerator: training runs on the CPU")
     return lines
 
@@ -121,7 +128,10 @@ def report(full: bool = False) -> tuple[str, bool]:
     Returns:
         The text, and whether everything required is installed.
     """
-    lines = [f"lit-reason {__version__}, Python {platform.python_version()} at {sys.executable}", platform.platform()]
+    lines = [
+        f"lit-reason {__version__}, Python {platform.python_version()} at {sys.executable}",
+        platform.platform(),
+    ]
     lines += ["", "Machine", f"  CPUs     {cpu_count()}"]
     memory = memory_gb()
     if memory:
@@ -129,13 +139,19 @@ def report(full: bool = False) -> tuple[str, bool]:
     disk = shutil.disk_usage(Path.cwd())
     lines.append(f"  disk     {disk.free / 1e9:.1f} GB free of {disk.total / 1e9:.1f} GB here")
     devices = nvidia_devices()
-    found = devices if devices else ["no NVIDIA GPU" + (" (nvidia-smi is not installed)" if devices is None else "")]
+    found = (
+        devices
+        if devices
+        else ["no NVIDIA GPU" + (" (nvidia-smi is not installed)" if devices is None else "")]
+    )
     lines += [f"  GPU      {text}" for text in found]
     if full:
         lines += [f"  torch    {text}" for text in torch_report()]
     required = {package: version_of(package) for package in REQUIRED}
     lines += ["", "Packages"]
-    lines += [f"  {name:<14}{version or 'MISSING: pip install lit-reason'}" for name, version in required.items()]
+    lines += [
+        f"  {name:<14}{version or 'MISSING: pip install lit-reason'}" for name, version in required.items()
+    ]
     lines += ["", "Optional parts"]
     for name, extra, use in OPTIONAL:
         version = version_of(name)
@@ -157,7 +173,9 @@ def main(argv: Sequence[str]) -> int:
     """
     import argparse
 
-    parser = argparse.ArgumentParser("lit-reason doctor", description="Versions, devices, and what is missing.")
+    parser = argparse.ArgumentParser(
+        "lit-reason doctor", description="Versions, devices, and what is missing."
+    )
     parser.add_argument("--full", action="store_true", help="import torch and list the devices it sees")
     text, complete = report(parser.parse_args(argv).full)
     print(text)

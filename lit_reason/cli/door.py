@@ -1,4 +1,4 @@
-"""The front door: the program `lit-reason`. It imports the standard library and yaml alone, until a verb needs more.
+"""The front door: the program `lit-reason`. It imports little, until a verb needs more.
 
 Exit codes: 0 done, 1 the machine failed (disk, permissions), 2 what the user gave is wrong, 130 interrupted,
 143 told to stop (SIGTERM); a defect of the program itself ends with a traceback.
@@ -51,6 +51,8 @@ MACHINE_ERRORS = {
     errno.EISDIR,
     errno.ENOTDIR,
 }
+# torch and safetensors wrap a full disk in errors of their own
+FULL_DISK = ("PytorchStreamWriter failed", "iostream error", "unexpected pos", "No space left on device")
 EXAMPLES = """\
 Examples
   lit-reason demo
@@ -64,7 +66,12 @@ later files win, and options win over files."""
 
 def help_text() -> str:
     """What `lit-reason --help` prints."""
-    lines = [f"lit-reason {__version__}: train language models to reason", "", "Usage: lit-reason VERB [options]", ""]
+    lines = [
+        f"lit-reason {__version__}: train language models to reason",
+        "",
+        "Usage: lit-reason VERB [options]",
+        "",
+    ]
     for title, verbs in GROUPS:
         lines.append(title)
         lines += [f"  {verb:<12}{VERBS[verb]}" for verb in verbs]
@@ -73,7 +80,7 @@ def help_text() -> str:
 
 
 def list_recipes(argv: Sequence[str]) -> int:
-    """`list [WORD]`: recipes by folder with their purpose, all or those whose name or purpose has the word."""
+    """`list [WORD]`: recipes with their purpose, all or those whose name or purpose has the word."""
     from lit_reason.cli.recipes import find_recipes
 
     if argv and argv[0].startswith("-"):
@@ -202,9 +209,8 @@ def machine_message(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
         name = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{name}"
-    # torch and safetensors wrap a full disk in errors of their own
-    if "PytorchStreamWriter failed" in text or "No space left on device" in text:
-        return f"could not write a checkpoint or model, most likely because the disk is full ({text.splitlines()[0]})"
+    if any(phrase in text for phrase in FULL_DISK):
+        return f"could not write a file, most likely because the disk is full ({text.splitlines()[0]})"
     if type(error).__name__ == "MisconfigurationException":
         return text.splitlines()[0]
     return None

@@ -1,13 +1,13 @@
 """From a refused configuration to one short message: file and line, key, what was given, what is allowed.
 
-The parser alone decides what is valid. Only when it refuses do these functions look for the culprit, by walking
-each config file and option along the recipe schema; when they find none, the parser's own innermost reason is told.
+The parser alone decides what is valid. Only when it refuses do these functions look for the culprit, by
+walking each config file and option along the recipe schema; when they find none, the parser's own innermost
+reason is told.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -134,7 +134,9 @@ class Walker:
             return None
         return Problem(source.where(node), path, f"is a mapping; expected {self._expected(branches)}")
 
-    def _walk_keys(self, source: Source, node: yaml.MappingNode, schema: dict[str, Any], path: str) -> Problem | None:
+    def _walk_keys(
+        self, source: Source, node: yaml.MappingNode, schema: dict[str, Any], path: str
+    ) -> Problem | None:
         known = schema["properties"]
         for key, value in node.value:
             name = str(key.value)
@@ -151,7 +153,9 @@ class Walker:
                 return Problem(source.where(key), here, text)
         return None
 
-    def _walk_class(self, source: Source, node: yaml.MappingNode, schema: dict[str, Any], path: str) -> Problem | None:
+    def _walk_class(
+        self, source: Source, node: yaml.MappingNode, schema: dict[str, Any], path: str
+    ) -> Problem | None:
         entries = {str(key.value): (key, value) for key, value in node.value}
         if "class_path" in entries:
             problem = self._class_problem(source, entries["class_path"][1], schema, f"{path}.class_path")
@@ -161,7 +165,8 @@ class Walker:
         if source.is_file and spec:
             for name, (key, _) in entries.items():
                 if name not in SPEC_KEYS and name != "<<":
-                    text = f"unknown key{did_you_mean(name, SPEC_KEYS)}; arguments of the class go under init_args"
+                    near = did_you_mean(name, SPEC_KEYS)
+                    text = f"unknown key{near}; the arguments of a class go under init_args"
                     return Problem(source.where(key), f"{path}.{name}", text)
         chosen = entries["class_path"][1].value if "class_path" in entries else self.chosen.get(path)
         arguments = schema["x-classes"].get(chosen)
@@ -172,15 +177,18 @@ class Walker:
             return self._walk_keys(source, inner, self._resolve(arguments), at)
         return None
 
-    def _class_problem(self, source: Source, node: yaml.Node, schema: dict[str, Any], path: str) -> Problem | None:
+    def _class_problem(
+        self, source: Source, node: yaml.Node, schema: dict[str, Any], path: str
+    ) -> Problem | None:
         given, known = str(node.value), schema["x-classes"]
         if given in known or given.startswith("${"):
             return None
         short = [name for name in known if "." not in name]
         if "." in given and not given.startswith(("lit_reason.", "lightning.")):
             return None  # a class from elsewhere: only importing it can tell
-        near = did_you_mean(given.rpartition(".")[2], short)
-        text = f"no {schema['x-base']} is called {given!r}{near}; known: {listed(short, given.rpartition('.')[2])}"
+        last = given.rpartition(".")[2]
+        near = did_you_mean(last, short)
+        text = f"no {schema['x-base']} is called {given!r}{near}; known: {listed(short, last)}"
         return Problem(source.where(node), path, text)
 
     def _walk_list(
@@ -210,7 +218,9 @@ class Walker:
                 return self._class_problem(source, node, branch, path)
         choices = [str(choice) for branch in branches for choice in branch.get("enum", [])]
         near = did_you_mean(node.value, choices)
-        return Problem(source.where(node), path, f"got {node.value!r}; expected {self._expected(branches)}{near}")
+        return Problem(
+            source.where(node), path, f"got {node.value!r}; expected {self._expected(branches)}{near}"
+        )
 
     def _walk_section(
         self, source: Source, node: yaml.ScalarNode, schema: dict[str, Any], path: str
@@ -256,7 +266,12 @@ class Walker:
             elif "properties" in branch:
                 words.append("a mapping")
             elif branch is not self.schema["$defs"].get("interpolation"):
-                names = {"null": "null", "integer": "a whole number", "number": "a number", "boolean": "true or false"}
+                names = {
+                    "null": "null",
+                    "integer": "a whole number",
+                    "number": "a number",
+                    "boolean": "true or false",
+                }
                 names |= {"string": "text", "array": "a list", "object": "a mapping"}
                 words += [names[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds)]
         return " or ".join(dict.fromkeys(words))
@@ -301,7 +316,8 @@ def dropped_settings(given: Sequence[Source], schema: dict[str, Any]) -> list[st
     """
     notes: list[str] = []
     for section in ("model", "data"):
-        chosen, kept = "", {}
+        chosen = ""
+        kept: dict[str, tuple[str, yaml.Node]] = {}
         known = Walker(schema)
         for source in given:
             now = Walker(schema)
@@ -313,7 +329,9 @@ def dropped_settings(given: Sequence[Source], schema: dict[str, Any]) -> list[st
                     has_variable = any("${" in scalar.value for scalar in scalars(value))
                     if keys is not None and (key not in keys or has_variable):
                         why = "holds an interpolation" if key in keys else f"is no setting of {name}"
-                        notes.append(f"{where}: {section}.init_args.{key} is dropped by the change to {name}: it {why}")
+                        notes.append(
+                            f"{where}: {section}.init_args.{key} is dropped by the change to {name}: it {why}"
+                        )
                         del kept[key]
             chosen = name
             kept.update(_settings_of(source, section))
@@ -335,7 +353,9 @@ def _settings_of(source: Source, section: str) -> dict[str, tuple[str, yaml.Node
     return found
 
 
-def explain(error: Exception, given: Sequence[Source], schema: dict[str, Any], options: Iterable[str]) -> UserError:
+def explain(
+    error: Exception, given: Sequence[Source], schema: dict[str, Any], options: Iterable[str]
+) -> UserError:
     """The message for a configuration that the parser refused.
 
     Args:
@@ -370,7 +390,9 @@ def innermost(text: str, options: Iterable[str] = ()) -> str:
     """
     lines = [line.strip(" -\t") for line in text.splitlines() if line.strip(" -\t")]
     keys = [match[1] for line in lines if (match := re.match(r'Parser key "([^"]+)":?', line))]
-    causes = [line for line in lines if not line.startswith(NOISE) and not line.startswith("Problem with given")]
+    causes = [
+        line for line in lines if not line.startswith(NOISE) and not line.startswith("Problem with given")
+    ]
     causes = [re.sub(r'^Parser key "[^"]+":\s*', "", line) for line in causes]
     cause = next((line for line in causes if line), lines[0] if lines else text)
     if "arguments are required" in cause:
@@ -378,8 +400,3 @@ def innermost(text: str, options: Iterable[str] = ()) -> str:
         return f"{'.'.join([*keys, 'init_args'] if keys else [])} lacks required settings: {wanted}".strip()
     cause = cause.replace("unrecognized arguments", "unknown option")
     return f"{'.'.join(keys)}: {cause}" if keys else cause
-
-
-def schema_text(schema: dict[str, Any]) -> str:
-    """The schema as indented JSON."""
-    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"

@@ -81,9 +81,14 @@ class ReasonCLI(LightningCLI):
     """
 
     def __init__(
-        self, verb: str, argv: Sequence[str], trainer_class: type[Trainer], regime_class: type[LightningModule]
+        self,
+        verb: str,
+        argv: Sequence[str],
+        trainer_class: type[Trainer],
+        regime_class: type[LightningModule],
     ) -> None:
         self.verb = verb
+        self.classes = trainer_class, regime_class
         self.verb_arguments: list[str] = []
         super().__init__(
             regime_class,
@@ -105,15 +110,17 @@ class ReasonCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add `--vars` and the verb's own arguments, taken from the trainer method's signature and docstring."""
+        """Add `--vars` and the verb's own arguments, as the trainer's method documents them."""
         parser.add_argument("--vars", type=dict, default={}, help="your own numbers, read with ${vars.name}")
         method = inspect.signature(getattr(self.trainer_class, self.verb))
         skip: set[Any] = HANDED_OVER & set(method.parameters)
         self.verb_arguments = parser.add_method_arguments(self.trainer_class, self.verb, skip=skip)
-        of_fit = set(inspect.signature(self.trainer_class.fit).parameters) - HANDED_OVER - {"self"}
+        of_fit = set(inspect.signature(self.classes[0].fit).parameters) - HANDED_OVER - {"self"}
         self.foreign_arguments = sorted(of_fit - set(self.verb_arguments))
         for name in self.foreign_arguments:  # so that every verb reads the config.yaml that a fit leaves
-            parser.add_argument(f"--{name}", type=Any, default=None, help=f"of fit; {self.verb} does not take it")
+            parser.add_argument(
+                f"--{name}", type=Any, default=None, help=f"of fit; {self.verb} does not take it"
+            )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and turn a refusal into one short message."""
@@ -121,7 +128,9 @@ class ReasonCLI(LightningCLI):
         check_variables(given)
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
+                warnings.filterwarnings(
+                    "ignore", message=".*args parameter is intended to run from within Python.*"
+                )
                 super().parse_arguments(parser, args)
         except ArgumentError as error:
             raise explain(error, given, self.recipe_schema(), args) from error
@@ -154,7 +163,7 @@ class ReasonCLI(LightningCLI):
 
     def recipe_schema(self) -> dict[str, Any]:
         """JSON Schema of the recipes this command line accepts."""
-        return schema_for(self.trainer_class, self._model_class, ["fit", self.verb])
+        return schema_for(*self.classes, ["fit", self.verb])
 
     @staticmethod
     def _check_checkpoint(path: Any) -> None:
@@ -162,8 +171,12 @@ class ReasonCLI(LightningCLI):
             return
         folder = Path(path).parent
         beside = sorted(item.name for item in folder.glob("*.ckpt")) if folder.is_dir() else []
-        near = did_you_mean(Path(path).name, beside) or (f"; there: {', '.join(beside[:5])}" if beside else "")
-        raise UserError(f"ckpt_path: no such checkpoint: {path}{near}; or one of {', '.join(CHECKPOINT_WORDS)}")
+        near = did_you_mean(Path(path).name, beside) or (
+            f"; there: {', '.join(beside[:5])}" if beside else ""
+        )
+        raise UserError(
+            f"ckpt_path: no such checkpoint: {path}{near}; or one of {', '.join(CHECKPOINT_WORDS)}"
+        )
 
     def run_verb(self) -> Any:
         """Run the trainer's method with the built model and data."""
@@ -222,7 +235,9 @@ def build(verb: str, argv: Sequence[str]) -> ReasonCLI:
     _quiet_lightning()
     argv = resolve_names(argv)
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # at the end, so that a class of the user's own is found and nothing is hidden
+        sys.path.append(
+            os.getcwd()
+        )  # at the end, so that a class of the user's own is found and nothing is hidden
     trainer_class, regime_class = house_classes()
     return ReasonCLI(verb, argv, trainer_class, regime_class)
 

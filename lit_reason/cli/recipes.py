@@ -42,8 +42,8 @@ class Recipe:
 def read_header(text: str) -> dict[str, str]:
     """The fields of a recipe's first comment block.
 
-    The first line is the purpose. `# Hardware: ...`, `# Expected: ...` and `# Command: ...` follow; a comment line
-    that starts none of them continues the field above it. Editor lines are skipped.
+    The first line is the purpose. `# Hardware: ...`, `# Expected: ...` and `# Command: ...` follow; a line
+    that starts none of them continues the field above it, up to an empty one. Editor lines are skipped.
 
     Args:
         text: the recipe.
@@ -88,8 +88,8 @@ def find_recipes(root: Path = ROOT) -> list[Recipe]:
 def locate(given: str, root: Path = ROOT) -> Path:
     """The file behind a path or the name of a packaged recipe.
 
-    A file that exists wins. Otherwise `sft/x`, `sft/x.yaml` and `recipes/sft/x.yaml` all name the packaged recipe,
-    and so does `x` alone when no other recipe has that last part.
+    A file that exists wins. Otherwise `sft/x`, `sft/x.yaml` and `recipes/sft/x.yaml` all name the packaged
+    recipe, and so does `x` alone when no other recipe has that last part.
 
     Args:
         given: what the user wrote.
@@ -111,7 +111,9 @@ def locate(given: str, root: Path = ROOT) -> Path:
         return paths[tails[0]]
     if tails:
         raise UserError(f"{given!r} names several recipes: {', '.join(tails)}")
-    raise UserError(f"no file and no packaged recipe is called {given!r}{_hint(name, paths)}; see `lit-reason list`")
+    raise UserError(
+        f"no file and no packaged recipe is called {given!r}{_hint(name, paths)}; see `lit-reason list`"
+    )
 
 
 def _hint(name: str, known: dict[str, Path]) -> str:
@@ -125,4 +127,40 @@ def _hint(name: str, known: dict[str, Path]) -> str:
 
 def header_problems(recipe: Recipe) -> list[str]:
     """What a recipe's header lacks, one line a problem; empty when it is complete."""
-    return [f"{recipe.name}: the header has no {field}" for field in ("purpose", *FIELDS) if not getattr(recipe, field)]
+    return [
+        f"{recipe.name}: the header has no {field}"
+        for field in ("purpose", *FIELDS)
+        if not getattr(recipe, field)
+    ]
+
+
+def lint_recipes(root: Path = ROOT) -> list[str]:
+    """Check that each recipe has a full header and that its command parses and builds. Imports torch.
+
+    The command of the header is run up to the point where training would start, on a CPU. A recipe whose
+    command is not a trainer verb (`lit-reason demo`, `make demo`) is built as `fit --config RECIPE`.
+
+    Args:
+        root: folder of the recipes.
+
+    Returns:
+        One line a problem; empty when all is well.
+    """
+    import shlex
+
+    from lit_reason.cli.reason_cli import VERBS, build
+
+    problems: list[str] = []
+    for recipe in find_recipes(root):
+        problems += header_problems(recipe)
+        words = shlex.split(recipe.command)
+        verb, argv = "fit", ["--config", str(recipe.path)]
+        if words[:1] == ["lit-reason"] and words[1:2] and words[1] in VERBS:
+            verb, argv = words[1], words[2:]
+            if not any(recipe.name in word for word in argv):
+                problems.append(f"{recipe.name}: the command in its header does not name it")
+        try:
+            build(verb, [*argv, "--trainer.accelerator=cpu"])
+        except UserError as error:
+            problems.append(f"{recipe.name}: {error}")
+    return problems

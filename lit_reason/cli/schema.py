@@ -1,7 +1,7 @@
 """A JSON Schema of recipes, made from the signatures and docstrings of the classes a recipe may name.
 
-One schema serves three readers: editors (completion and red lines while typing), the error messages of the command
-line (`messages.py` walks it to find the nearest key), and the tests that hold the shipped recipes to it.
+One schema serves three readers: editors (completion and red lines while typing), the error messages of the
+command line (`messages.py` walks it to find the nearest key), and the tests of the shipped recipes.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import collections.abc
 import dataclasses
 import enum
 import inspect
+import json
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import PurePath
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any, Literal, Union, get_args, get_origin
+
+from lit_reason.errors import UserError, did_you_mean
 
 URI = "https://json-schema.org/draft/2020-12/schema"
 INTERPOLATION = {"type": "string", "pattern": r"\$\{.+\}", "description": "a value from elsewhere: ${vars.x}"}
@@ -44,7 +47,9 @@ def docstring_args(owner: Any) -> dict[str, str]:
         block = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", document or "", re.MULTILINE | re.DOTALL)
         if not block:
             continue
-        for name, text in re.findall(r"^    (\w+)[^:\n]*:(.*(?:\n(?:        .*|\s*))*)", block[1], re.MULTILINE):
+        for name, text in re.findall(
+            r"^ {4}(\w+)[^:\n]*:(.*(?:\n(?: {8}.*|[ \t]*(?=\n|\Z)))*)", block[1], re.MULTILINE
+        ):
             found.setdefault(name, " ".join(text.split()))
     return found
 
@@ -106,7 +111,7 @@ def class_names(cls: type) -> list[str]:
 
 
 def subclasses(base: type) -> list[type]:
-    """All concrete subclasses that are imported now, the base included when it is concrete, sorted by name."""
+    """All concrete subclasses that are imported now, the base itself included, sorted by name."""
     found: set[type] = set()
     todo = [base]
     while todo:
@@ -212,7 +217,12 @@ class SchemaBuilder:
             if isinstance(parameter.default, (str, int, float, bool)):
                 schema["default"] = parameter.default
             properties[name] = schema
-        return {"type": "object", "properties": properties, "additionalProperties": is_open, "x-of": owner.__name__}
+        return {
+            "type": "object",
+            "properties": properties,
+            "additionalProperties": is_open,
+            "x-of": owner.__name__,
+        }
 
     @staticmethod
     def _property(schema: dict[str, Any]) -> dict[str, Any]:
@@ -229,7 +239,9 @@ class SchemaBuilder:
         return self._define(f"any_{base.__name__}", base, lambda: self._choices(base))
 
     def _choices(self, base: type) -> dict[str, Any]:
-        branches: list[dict[str, Any]] = [{"type": "string", "description": "a class, or a file with its settings"}]
+        branches: list[dict[str, Any]] = [
+            {"type": "string", "description": "a class, or a file with its settings"}
+        ]
         arguments: dict[str, Any] = {}
         for cls in subclasses(base):
             names, ref = class_names(cls), self.closed(cls)
@@ -239,7 +251,11 @@ class SchemaBuilder:
                     "type": "object",
                     "description": (inspect.getdoc(cls) or "").partition("\n")[0],
                     "required": ["class_path"],
-                    "properties": {"class_path": {"enum": names}, "init_args": ref, "dict_kwargs": {"type": "object"}},
+                    "properties": {
+                        "class_path": {"enum": names},
+                        "init_args": ref,
+                        "dict_kwargs": {"type": "object"},
+                    },
                     "additionalProperties": False,
                 }
             )
@@ -254,7 +270,9 @@ class SchemaBuilder:
                 "additionalProperties": False,
             }
         )
-        branches.append({"type": "object", "description": "more settings for the class an earlier file chose"})
+        branches.append(
+            {"type": "object", "description": "more settings for the class an earlier file chose"}
+        )
         branches[-1].update(properties=free, additionalProperties=False)
         return {"anyOf": branches, "x-base": base.__name__, "x-classes": arguments}
 
@@ -265,10 +283,10 @@ def recipe_schema(
     """JSON Schema (draft 2020-12) of a whole recipe.
 
     Args:
-        sections: top-level key -> class whose parameters are its keys, or a one-element tuple with the base class
-            whose subclasses may be chosen there.
-        functions: the trainer's verbs; their parameters, but for the objects the command line hands over itself,
-            are top-level keys too.
+        sections: top-level key -> class whose parameters are its keys, or a one-element tuple with the base
+            class whose subclasses may be chosen there.
+        functions: the trainer's verbs; their parameters, but for the objects the command line hands over
+            itself, are top-level keys too.
         title: name shown by editors.
 
     Returns:
@@ -279,7 +297,10 @@ def recipe_schema(
     for function in functions:
         handed = ("model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders")
         properties.update(builder.keys_of(function, skip=handed)["properties"])
-    properties["seed_everything"] = {"type": ["boolean", "integer"], "description": "seed of everything random"}
+    properties["seed_everything"] = {
+        "type": ["boolean", "integer"],
+        "description": "seed of everything random",
+    }
     properties["vars"] = {"type": "object", "description": "your own numbers, read with ${vars.name}"}
     for key, owner in sections.items():
         properties[key] = builder.subclass_of(owner[0]) if isinstance(owner, tuple) else builder.closed(owner)
@@ -309,3 +330,56 @@ def _allow_appending(schema: Any) -> None:
         for name, value in list(properties.items()):
             if any(branch.get("type") == "array" for branch in value.get("anyOf", [])):
                 properties[f"{name}+"] = {**value, "description": f"append to {name} of an earlier file"}
+
+
+def part_of(schema: dict[str, Any], name: str) -> dict[str, Any]:
+    """The schema of one class's arguments, with the definitions it needs.
+
+    Args:
+        schema: of whole recipes.
+        name: class, short or full.
+
+    Raises:
+        UserError: no class of recipes has that name.
+    """
+    known: dict[str, str] = {key: key for key, value in schema["$defs"].items() if "x-of" in value}
+    for definition in schema["$defs"].values():
+        known |= {key: ref["$ref"].rpartition("/")[2] for key, ref in definition.get("x-classes", {}).items()}
+    if name not in known:
+        raise UserError(f"no class {name!r} in recipes{did_you_mean(name, known)}")
+    definitions, todo = {}, [known[name]]
+    while todo:
+        key = todo.pop()
+        if key not in definitions:
+            definitions[key] = schema["$defs"][key]
+            todo += re.findall(r'"\$ref": "#/\$defs/([^"]+)"', json.dumps(definitions[key]))
+    top = definitions[known[name]]
+    return {"$schema": URI, "title": name, **top, "$defs": definitions}
+
+
+def main(argv: Sequence[str]) -> int:
+    """`schema [CLASS] [--write FILE]`: print or write the schema of recipes, or of one class's arguments.
+
+    Args:
+        argv: arguments after the verb.
+    """
+    import argparse
+
+    parser = argparse.ArgumentParser("lit-reason schema", description="JSON schema of recipes, for editors.")
+    parser.add_argument("name", nargs="?", metavar="CLASS", help="only the arguments of this class")
+    parser.add_argument("--write", metavar="FILE", help="write it to a file and say how editors find it")
+    given = parser.parse_args(argv)
+
+    from lit_reason.cli.reason_cli import house_classes, schema_for
+
+    schema = schema_for(*house_classes())
+    text = (
+        json.dumps(part_of(schema, given.name) if given.name else schema, indent=1, ensure_ascii=False) + "\n"
+    )
+    if given.write is None:
+        sys.stdout.write(text)
+        return 0
+    Path(given.write).write_text(text, encoding="utf-8")
+    print(f"wrote {given.write}; put this line at the top of a recipe beside it:")
+    print(f"# yaml-language-server: $schema={Path(given.write).name}")
+    return 0

@@ -1,4 +1,4 @@
-"""The command line in one process, on toy classes: composition, interpolation, saved configs, error messages."""
+"""The command line in one process, on toy classes: composition, interpolation, saved configs, errors."""
 
 from __future__ import annotations
 
@@ -145,7 +145,11 @@ def test_saved_config_goes_to_the_loggers_folder():
         ("model:\n  init_args:\n    lmm: 3\n", 3, ["model.init_args.lmm", "did you mean 'lm'?", "width"]),
         ("model:\n  init_args: {lm: {pth: 3}}\n", 2, ["model.init_args.lm.pth", "did you mean 'path'?"]),
         ("data:\n  init_args:\n\n    condense: {tauu: 1}\n", 4, ["condense.tauu", "did you mean 'tau'?"]),
-        ("model:\n  class_path: PlainToyRegim\n", 2, ["no ToyRegime", "did you mean 'PlainToyRegime'?", "LoudToyRegime"]),
+        (
+            "model:\n  class_path: PlainToyRegim\n",
+            2,
+            ["no ToyRegime", "did you mean 'PlainToyRegime'?", "LoudToyRegime"],
+        ),
         ("model: PlainToyRegim\n", 1, ["model: no ToyRegime", "did you mean 'PlainToyRegime'?"]),
         ("model:\n  class_path: LoudToyRegime\n  init_args: {volum: 1}\n", 3, ["did you mean 'volume'?"]),
         ("model:\n  class_pth: LoudToyRegime\n  init_args: {}\n", 2, ["did you mean 'class_path'?"]),
@@ -153,7 +157,11 @@ def test_saved_config_goes_to_the_loggers_folder():
         ("trainer:\n  callbacks:\n  - class_path: ToyBel\n", 3, ["callbacks[0].class_path", "'ToyBell'?"]),
         ("trainer:\n  callbacks:\n  - {class_path: ToyBell, init_args: {evry: 1}}\n", 3, ["'every'?"]),
         ("trainer:\n  callbacks+:\n  - {class_path: ToyBell, init_args: {sound: dang}}\n", 3, ["ding, dong"]),
-        ("data: {init_args: {condense: {strategy: epicc}}}\n", 1, ["'epicc'", "regenerate", "did you mean 'epic'?"]),
+        (
+            "data: {init_args: {condense: {strategy: epicc}}}\n",
+            1,
+            ["'epicc'", "regenerate", "did you mean 'epic'?"],
+        ),
         ("data: {init_args: {rows: many}}\n", 1, ["data.init_args.rows", "got 'many'", "a whole number"]),
         ("data: {init_args: {rows: 1.5}}\n", 1, ["data.init_args.rows", "got '1.5'", "a whole number"]),
         ("model: {init_args: {optim: {lr: fast}}}\n", 1, ["optim.lr", "got 'fast'", "a number"]),
@@ -202,9 +210,12 @@ def test_stray_word_and_missing_settings(capsys):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("trainer:\n  max_steps: 3\n  max_steps: 4\n", ["over.yaml:3", "trainer.max_steps is given twice", "line 2"]),
+        (
+            "trainer:\n  max_steps: 3\n  max_steps: 4\n",
+            ["over.yaml:3", "trainer.max_steps is given twice", "line 2"],
+        ),
         ("trainer:\n  max_steps: [1\n", ["over.yaml:", "not valid YAML"]),
-        ("trainer: {max_steps: ${vars.w}}\n", ["over.yaml:1", "not valid YAML", 'quotes']),
+        ("trainer: {max_steps: ${vars.w}}\n", ["over.yaml:1", "not valid YAML", "quotes"]),
         ("trainer:\n\tmax_steps: 1\n", ["over.yaml:2", "not valid YAML", "tabs"]),
         ("- 1\n- 2\n", ["over.yaml: a config is a mapping"]),
         ("hello\n", ["over.yaml: a config is a mapping"]),
