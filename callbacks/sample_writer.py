@@ -39,8 +39,8 @@ class SampleWriter(Callback):
         sources = [c for c in trainer.callbacks if isinstance(c, VerifiedGeneration)]
         if not sources and stage in ("fit", "validate"):
             raise UserError(
-                "SampleWriter writes what VerifiedGeneration generates, and this run has no VerifiedGeneration: "
-                "add it to trainer.callbacks"
+                "SampleWriter writes what VerifiedGeneration generates, and this run has none: "
+                "add VerifiedGeneration to trainer.callbacks"
             )
         for source in sources:
             if self.write not in source.listeners:
