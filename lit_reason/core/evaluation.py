@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from tqdm.auto import tqdm
 
 from lit_reason.data.markers import MARKERS, split_trace
+from lit_reason.data.prompts import EvalPrompt
 from lit_reason.errors import UserError
 from lit_reason.metrics.intervals import pass_at_k, wilson
 from lit_reason.metrics.repetition import tail_repeats
@@ -22,25 +23,6 @@ from lit_reason.rollout.sampler import Completion, HasModel, sample
 
 TraceState = Literal["closed", "open", "none"]
 Part = Literal["solution", "all"]
-
-
-@dataclass(frozen=True)
-class EvalPrompt:
-    """One problem to generate for.
-
-    Attributes:
-        ids: token ids up to where the answer begins, generation prompt included.
-        row_id: name of the record.
-        text: the prompt as a person reads it.
-        answer: the reference answer, when the record has one.
-        metadata: further fields of the record, for custom checkers.
-    """
-
-    ids: list[int]
-    row_id: str
-    text: str
-    answer: str | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -169,9 +151,7 @@ class EvalResult:
             lines.append(("checker errors", f"{self.checker_errors}   counted as not correct"))
         wrong = Counter(r.reason for r in self.records if r.reason)
         if wrong:
-            lines.append(
-                ("wrong because", ", ".join(f"{reason} ({n})" for reason, n in wrong.most_common(5)))
-            )
+            lines.append(("wrong because", ", ".join(f"{reason} ({n})" for reason, n in wrong.most_common(5))))
         width = max(len(name) for name, _ in lines)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
 
@@ -230,9 +210,7 @@ def evaluate(
     completions = sample(lm, tokenizer, [p.ids for p in mine], sampling, stop_ids=stop_ids, progress=progress)
     thinking = [_opens_trace(tokenizer.decode(p.ids[-16:], skip_special_tokens=False)) for p in mine]
     bar = tqdm(completions, desc="check", unit="answer", leave=False, delay=1, disable=not progress)
-    records = [
-        _judge(c, mine[c.prompt_index], thinking[c.prompt_index], checker, part, stop_ids) for c in bar
-    ]
+    records = [_judge(c, mine[c.prompt_index], thinking[c.prompt_index], checker, part, stop_ids) for c in bar]
     if world > 1:
         records = _interleave(records, world, sampling.samples, len(prompts))
     result = EvalResult(tuple(records), sampling.samples, tuple(k))
@@ -315,8 +293,7 @@ def _check_references(prompts: Sequence[EvalPrompt], checker: Checker) -> None:
     errors = [_verdict(checker, "", p)[2] for p in prompts]
     if all(errors):
         raise UserError(
-            f"checker '{checker.name}' can judge none of the {len(prompts)} prompts; "
-            f"{prompts[0].row_id}: {errors[0]}"
+            f"checker '{checker.name}' can judge none of the {len(prompts)} prompts; {prompts[0].row_id}: {errors[0]}"
         )
 
 

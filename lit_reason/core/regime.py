@@ -10,13 +10,13 @@ from lightning.pytorch import LightningModule
 from transformers import PreTrainedTokenizerFast
 
 from lit_reason.core.config import OptimConfig
-from lit_reason.core.evaluation import EvalPrompt
 from lit_reason.core.optim import build_optimizer, build_schedule
 from lit_reason.data.packing import Pack
+from lit_reason.data.prompts import EvalPrompt
 from lit_reason.errors import UserError, did_you_mean
+from lit_reason.kernels.head_loss import HeadOut
 from lit_reason.metrics.segments import SegmentMeter
 from lit_reason.models.config import ModelConfig
-from lit_reason.models.head import HeadOut
 from lit_reason.models.language_model import LanguageModel
 from lit_reason.models.loading import load_tokenizer
 from lit_reason.rollout.config import SamplingConfig
@@ -45,7 +45,7 @@ class Regime(LightningModule):
         self.lm: LanguageModel | None = None
         self.train_meter, self.val_meter = SegmentMeter(), SegmentMeter()
 
-    # ---- model ---------------------------------------------------------------------------------------------------
+    # ---- model ----
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -61,9 +61,12 @@ class Regime(LightningModule):
         """The recipe's optimizer, and its schedule stepped once an optimizer step."""
         optimizer = build_optimizer(self, self.optim_config)
         schedule = build_schedule(optimizer, int(self.trainer.estimated_stepping_batches), self.optim_config)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"},
+        }
 
-    # ---- loss ------------------------------------------------------------------------------------------------------
+    # ---- loss ----
 
     def score(self, pack: Pack) -> HeadOut:
         """Weighted negative log-likelihood of the trained tokens, without logits of `[tokens, vocabulary]`.
@@ -87,9 +90,7 @@ class Regime(LightningModule):
 
     def record(self, meter: SegmentMeter, out: HeadOut, pack: Pack) -> None:
         """Add a scored pack to a meter."""
-        meter.update(
-            out.logp, out.entropy, out.hit, pack.target_weight, pack.target_segment, pack.target_decile
-        )
+        meter.update(out.logp_S, out.entropy_S, out.hit_S, pack.target_weight, pack.target_segment, pack.target_decile)
 
     def log_meter(self, meter: SegmentMeter, prefix: str) -> None:
         """Log what a meter gathered since the last time, and reset it."""
@@ -105,7 +106,7 @@ class Regime(LightningModule):
         if every and step and step % every == 0 and not self.trainer.fit_loop._should_accumulate():
             self.log_meter(self.train_meter, "train")
 
-    # ---- checkpoints -------------------------------------------------------------------------------------------
+    # ---- checkpoints ----
 
     @property
     def strict_loading(self) -> bool:
@@ -144,7 +145,7 @@ class Regime(LightningModule):
                     f"{tuple(shape)} in the model"
                 )
 
-    # ---- evaluation ---------------------------------------------------------------------------------------------------
+    # ---- evaluation ----
 
     def validation_step(self, batch: Pack, batch_idx: int) -> None:
         """Score held-out rows as training would."""

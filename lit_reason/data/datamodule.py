@@ -16,7 +16,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lit_reason.core.evaluation import EvalPrompt
 from lit_reason.core.run_folder import run_folder
 from lit_reason.data.answers import final_answer
 from lit_reason.data.cache import TokenStore, default_cache_folder, digest, file_digest, open_store
@@ -26,6 +25,7 @@ from lit_reason.data.contract import check_contract
 from lit_reason.data.conversation import Conversation
 from lit_reason.data.formats import to_conversation
 from lit_reason.data.loader import BinSampler, PackLoader
+from lit_reason.data.prompts import EvalPrompt
 from lit_reason.data.records import Quarantine, read_records
 from lit_reason.data.render import Renderer
 from lit_reason.data.token_row import TokenRow
@@ -90,8 +90,9 @@ class TraceData(LightningDataModule):
         self.tokenizer: Any = None
         self.stores: dict[str, TokenStore] = {}
         self._held_out_ids: frozenset[str] | None = None
+        self._told: set[str] = set()
 
-    # ---- set-up ------------------------------------------------------------------------------------------------
+    # ---- set-up ----
 
     def setup(self, stage: str) -> None:
         """Tokenise what this stage needs, or open it from the cache.
@@ -114,7 +115,11 @@ class TraceData(LightningDataModule):
             raise UserError("data.test_file is missing: give the file to test on, --data.test_file FILE")
         if stage == "validate" and not self.has_val:
             raise UserError("nothing to validate on: give data.val_file, or data.holdout with data.train_file")
-        wanted: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        wanted: dict[str, tuple[Split, ...]] = {
+            "fit": ("train", "val"),
+            "validate": ("val",),
+            "test": ("test",),
+        }
         for split in wanted.get(stage, ()):
             if split not in self.stores and (split != "val" or self.has_val):
                 self.stores[split] = self._open(split)
@@ -143,7 +148,7 @@ class TraceData(LightningDataModule):
                 "format": self.format,
                 "condense": dataclasses.asdict(condense),
                 "models": [file_digest(m) for m in (condense.scorer, condense.teacher) if m],
-                "render": dataclasses.asdict(self.render),
+                "render": self.renderer.fingerprint(),
                 "tokenizer": _tokenizer_digest(self.tokenizer),
                 "max_length": self.max_length,
                 "over_length": self.over_length,
@@ -177,7 +182,10 @@ class TraceData(LightningDataModule):
                     first = next(m for m in self._conversation(record, row_id).messages if m.role != "system")
                 except RowError:
                     continue  # counted when the rows are built
-                yield hashlib.sha256(f"{self.seed}\0{first.content}".encode("utf-8", "replace")).hexdigest(), row_id
+                yield (
+                    hashlib.sha256(f"{self.seed}\0{first.content}".encode("utf-8", "replace")).hexdigest(),
+                    row_id,
+                )
 
         drawn = heapq.nsmallest(self.holdout, keys())
         last = drawn[-1][0] if drawn else ""
@@ -191,7 +199,9 @@ class TraceData(LightningDataModule):
         bad = store.meta["bad_rows"]
         rank_zero_info(f"{split}: {len(store)} rows, {int(store.lengths.sum()):,} tokens ({store.folder})")
         for note in store.meta["notes"]:
-            rank_zero_info(f"{split}: {note}")
+            if note not in self._told:
+                rank_zero_info(f"  {note}")
+        self._told.update(store.meta["notes"])
         if bad:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in Counter(bad).most_common(3))
             rank_zero_info(f"{split}: {sum(bad.values())} rows could not be used: {reasons}. See {quarantine}")
@@ -200,7 +210,7 @@ class TraceData(LightningDataModule):
                 folder.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(quarantine, folder / f"quarantine-{split}.jsonl")
 
-    # ---- loaders -----------------------------------------------------------------------------------------------
+    # ---- loaders ----
 
     def _loader(self, split: Split, *, shuffle: bool) -> PackLoader:
         store = self.stores[split]
