@@ -2,14 +2,14 @@
 
 Shapes: S supervised rows, D width, V vocabulary, r rows of one chunk.
 
-The product with the head, the softmax and the gradient of one chunk of rows are finished before the next chunk
-starts, in buffers allocated once, so memory is `chunk_rows * V` instead of `S * V` and the logits are computed
-once (6 S V D multiply-adds for forward and backward together). This works because the loss is a plain weighted sum:
-the derivative of each row is known as soon as its logits are.
+The product with the head, the softmax and the gradient of one chunk of rows are finished before the next
+chunk starts, in buffers allocated once, so memory is `chunk_rows * V` instead of `S * V` and the logits are
+computed once (6 S V D floating-point operations for forward and backward together). This works because the loss is a
+plain weighted sum: the derivative of each row is known as soon as its logits are.
 
 Layout for growth: `_chunked` owns the loop and the matrix products; `_nll_rows` turns logits into d-logits in
-place for some rows and is the only place that knows the loss. A faster row pass (Triton) or another loss replaces
-`_nll_rows` and nothing else.
+place for some rows and is the only place that knows the loss. A faster row pass (Triton) or another loss
+replaces `_nll_rows` and nothing else.
 """
 
 from __future__ import annotations
@@ -62,22 +62,23 @@ def linear_token_loss(
 ) -> HeadOut:
     """Sum of weighted negative log-likelihoods of `softmax(cap(hidden weight^T + bias) / temperature)`.
 
-    `cap(z) = softcap * tanh(z / softcap)`. The caller folds every divisor (tokens of the batch, for instance) into
-    `token_weight_S`; that keeps gradient accumulation and data parallelism exact. Gradients reach `hidden_SD`,
-    `weight_VD`, `bias` and `token_weight_S`, each only if it asks for one; a second backward through the same
-    result is refused because the buffers are handed over in the first.
+    `cap(z) = softcap * tanh(z / softcap)`. The caller folds every divisor (tokens of the batch, for instance)
+    into `token_weight_S`; that keeps gradient accumulation and data parallelism exact. Gradients reach
+    `hidden_SD`, `weight_VD`, `bias` and `token_weight_S`, each only if it asks for one; a second backward
+    through the same result is refused because the buffers are handed over in the first.
 
     Args:
         hidden_SD: rows to predict from, [S, D], any floating dtype; S may be 0.
-        weight_VD: head weight, [V, D]. Its dtype is the dtype of the products, or autocast's where that is on.
+        weight_VD: head weight, [V, D]. Its dtype is the dtype of the products, or autocast's where that is
+            on.
         targets_S: token to predict per row, [S], integers in [0, V).
         token_weight_S: weight per row, [S]; zero and negative weights are allowed.
         bias: head bias, [V].
         temperature: positive divisor of the logits.
         softcap: positive bound of the logits before the temperature, or None.
         chunk_rows: rows per chunk; None takes 512 on a CPU and about 1 GiB of logits on a GPU.
-        backend: `torch` is the chunked path, `reference` materialises all logits (for tests), `auto` is `torch`
-            unless the environment variable LIT_REASON_KERNELS names another.
+        backend: `torch` is the chunked path, `reference` materialises all logits (for tests), `auto` is
+            `torch` unless the environment variable LIT_REASON_KERNELS names another.
 
     Returns:
         Loss and per-row statistics, float32 (float64 for float64 inputs).
@@ -170,7 +171,7 @@ def _chunked(
     rows: int,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[HeadOut, tuple[Tensor | None, Tensor | None, Tensor | None]]:
-    """Loop over chunks of rows. `wanted` says which of the gradients of hidden, weight and bias are needed."""
+    """Loop over chunks of rows; `wanted`: gradients of hidden, weight and bias that are needed."""
     want_hidden, want_weight, want_bias = wanted
     (S, D), V, device = hidden.shape, weight.shape[0], hidden.device
     w = weight.detach().to(shape.compute)
@@ -207,7 +208,7 @@ def _chunked(
 
 
 class _RowPass:
-    """Applies `_nll_rows` to a chunk in blocks small enough to stay in a CPU's cache; holds the scratch memory."""
+    """Applies `_nll_rows` in blocks that stay in a CPU's cache, and holds the scratch memory for it."""
 
     def __init__(self, shape: _Shape, bias: Tensor | None, V: int, device: torch.device, want_grad: bool):
         self.shape, self.want_grad = shape, want_grad
@@ -244,8 +245,8 @@ def _nll_rows(
     """Statistics of some rows and, in place of their logits, the gradient of `-token_weight * logp`.
 
     With p the softmax, m the largest logit and s the sum of exp(z - m): logp = z_y - m - log s; entropy is
-    log s - sum(exp(z - m) (z - m)) / s, the shifted form, which does not subtract two numbers of the size of the
-    logits; d logit = token_weight / temperature * (p - onehot) * (1 - tanh^2).
+    log s - sum(exp(z - m) (z - m)) / s, the shifted form, which does not subtract two numbers of the size of
+    the logits; d logit = token_weight / temperature * (p - onehot) * (1 - tanh^2).
     """
     r = logits.shape[0]
     free = [buffer[:r] for buffer in scratch]
@@ -260,7 +261,8 @@ def _nll_rows(
         z.mul_(shape.softcap)
     if shape.inverse_temperature != 1.0:
         z.mul_(shape.inverse_temperature)
-    # A column masked with -inf becomes a number whose exponential is exactly 0: no inf - inf and no 0 * inf below.
+    # A column masked with -inf becomes a number whose exponential is exactly 0: no inf - inf and no 0 * inf
+    # below.
     z.clamp_(min=torch.finfo(z.dtype).min / 2)
     largest, first = z.max(dim=-1)
     torch.eq(first, targets, out=hit)
@@ -299,7 +301,7 @@ def _weight_sum(
 
 
 def _chunk_rows(V: int, device: torch.device, dtype: torch.dtype) -> int:
-    """Rows per chunk: few on a CPU to save memory; on a GPU enough for the matrix products to run near peak."""
+    """Rows per chunk: few on a CPU to save memory, on a GPU enough to keep the products near peak."""
     if device.type != "cuda":
         return ROWS_ON_CPU
     rows = CUDA_CHUNK_BYTES // (V * torch.finfo(dtype).bits // 8) // 128 * 128

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, and QLoRA over a quantised base), gradient checkpointing, and per-layer compilation."""
+"""Low-rank adapters (LoRA; QLoRA over a quantised base), gradient checkpointing, per-layer compilation."""
 
 from __future__ import annotations
 
@@ -56,14 +56,15 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
 
     Args:
         model: the base model, quantised or not.
-        adapter: rank, targets and so on, or the folder of an adapter to continue; its own rank, scale and targets
-            then hold.
+        adapter: rank, targets and so on, or the folder of an adapter to continue; its own rank, scale and
+            targets then hold.
 
     Returns:
         The peft model around `model`.
 
     Raises:
-        UserError: no linear layer matches `targets`, the output layer is among them, or the folder has no adapter.
+        UserError: no linear layer matches `targets`, the output layer is among them, or the folder has no
+            adapter.
     """
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
@@ -100,7 +101,7 @@ def _targets(model: PreTrainedModel, targets: str | list[str]) -> str | list[str
             )
         if any(model.get_submodule(name) is head for name in matched):
             raise UserError(
-                f"adapter.targets: '{target}' is the output layer; a low-rank adapter there is not supported. "
+                f"adapter.targets: '{target}' is the output layer, which cannot have an adapter. "
                 f"Choose from {', '.join(s for s in suffixes if s != target)}"
             )
     return wanted
@@ -140,15 +141,18 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 def checkpoint_activations(model: PreTrainedModel) -> None:
     """Keep only the input of each decoder layer and recompute the rest in the backward pass.
 
-    The non-reentrant form is used: it keeps keyword arguments (document boundaries among them) and works with a
-    frozen embedding below an adapter.
+    The non-reentrant form is used: it keeps keyword arguments (document boundaries among them) and works with
+    a frozen embedding below an adapter.
 
     Raises:
         UserError: the architecture does not support it.
     """
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise UserError(f"gradient_checkpointing: {type(model).__name__} does not support it")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if hasattr(model, "activation_checkpointing_enable"):  # the newer name of the same switch
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def compile_layers(model: PreTrainedModel) -> None:

@@ -8,9 +8,9 @@ Two back ends are added to transformers' attention interface, so model code stay
   builds no mask, which on a CPU is about four times cheaper than one call with a block mask.
 * `varlen` runs `torch.nn.attention.varlen` (flash attention with cumulative lengths) on CUDA.
 
-Both fall back to transformers' own SDPA when the model is called without packing, as `generate` does with padding
-and a key/value cache. `sdpa`, `eager` and `flex` are transformers' own; it builds their block mask from position
-ids that restart.
+Both fall back to transformers' own SDPA when the model is called without packing, as `generate` does with
+padding and a key/value cache. `sdpa`, `eager` and `flex` are transformers' own; it builds their block mask
+from position ids that restart.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _packed: ContextVar[bool] = ContextVar("lit_reason_packed", default=False)
 
 @contextmanager
 def packed_rows() -> Iterator[None]:
-    """Inside, a model call is packed: no mask is built, and attention must be given the document boundaries."""
+    """Inside, model calls are packed: no mask is built, and attention must be given the boundaries."""
     token = _packed.set(True)
     try:
         yield
@@ -158,7 +158,8 @@ def documents_attention(
         attention_mask: ignored for packed rows; else boolean [B, 1, L, M], True where a key is seen, or None.
         dropout: probability of dropping an attention weight.
         scaling: factor on the scores; default d ** -0.5.
-        **kwargs: `cu_seq_lens_q` [N + 1] marks a packed row; `sliding_window`, `softcap` as transformers passes them.
+        **kwargs: `cu_seq_lens_q` [N + 1] marks a packed row; `sliding_window`, `softcap` as transformers
+            passes them.
 
     Returns:
         Attention output [B, L, H, d], and None for the weights.
@@ -194,7 +195,7 @@ def varlen_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The same as `documents_attention` in one flash-attention call; CUDA, bfloat16 or float16, no dropout."""
+    """`documents_attention` in one flash-attention call: CUDA, bfloat16 or float16, no dropout."""
     from torch.nn.attention.varlen import varlen_attn
 
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

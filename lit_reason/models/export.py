@@ -2,12 +2,12 @@
 
 What a merged export holds, for a linear layer with weight W and a low-rank update s B A:
 
-* unquantised base: W + s B A, summed in float32 and rounded once to the export dtype. Equal to the trained model
-  up to that rounding.
+* unquantised base: W + s B A, summed in float32 and rounded once to the export dtype. Equal to the trained
+  model up to that rounding.
 * nf4 base: Q(W) + s B A, where Q(W) is the dequantised 4-bit weight that training multiplied by. Equal to the
   trained model up to rounding, and not equal to the original weights plus the update.
-* int8 base: the same with 8-bit weights. During training bitsandbytes also rounds activations to 8 bits, so the
-  export differs from the trained model by that rounding.
+* int8 base: the same with 8-bit weights. During training bitsandbytes also rounds activations to 8 bits, so
+  the export differs from the trained model by that rounding.
 """
 
 from __future__ import annotations
@@ -40,15 +40,16 @@ def export_model(
 ) -> Path:
     """Write weights, configuration, generation settings, tokenizer and chat template.
 
-    The folder appears complete or not at all: everything is written beside it and moved into place. An earlier
-    export there is replaced. The model in memory is not changed, so this may be called during training.
+    The folder appears complete or not at all: everything is written beside it and moved into place. An
+    earlier export there is replaced. The model in memory is not changed, so this may be called during
+    training.
 
     Args:
         lm: the model to write.
         tokenizer: its tokenizer, or None to leave it out.
         folder: where to write.
-        merge: merge a low-rank adapter into the weights; otherwise write the adapter alone. Without an adapter
-            there is nothing to merge and the whole model is written.
+        merge: merge a low-rank adapter into the weights; otherwise write the adapter alone. Without an
+            adapter there is nothing to merge and the whole model is written.
         dtype: `float32`, `bfloat16` or `float16` to convert the weights; None keeps theirs.
 
     Returns:
@@ -83,12 +84,15 @@ def plain_model(lm: LanguageModel, dtype: torch.dtype | None = None) -> PreTrain
 
     Args:
         lm: the model.
-        dtype: dtype of all weights; None keeps the dtype that the model computes in.
+        dtype: dtype of all weights; None keeps theirs, and takes the dtype of the products for weights that
+            were quantised.
 
     Returns:
         A transformers model of the same class, for saving or for inference.
     """
     base = lm.base
+    if dtype is None and any(_is_quantised(module) for module in base.modules()):
+        dtype = resolve_dtype(lm.config.dtype)
     state = _merged_state(base, dtype)
     config = copy.deepcopy(base.config)
     if hasattr(config, "quantization_config"):
@@ -118,7 +122,7 @@ def _merged_state(base: PreTrainedModel, dtype: torch.dtype | None) -> dict[str,
             return
         layer = module.base_layer if hasattr(module, "base_layer") else module
         if hasattr(module, "base_layer") or _is_quantised(layer):
-            put(prefix + "weight", _merged_weight(module, layer, base.dtype))  # type: ignore[arg-type]
+            put(prefix + "weight", _merged_weight(module, layer))  # type: ignore[arg-type]
             if getattr(layer, "bias", None) is not None:
                 put(prefix + "bias", layer.bias)  # type: ignore[arg-type]
             return
@@ -139,9 +143,10 @@ def _is_quantised(layer: nn.Module) -> bool:
     return weight is not None and hasattr(layer, "compute_dtype" if weight.dtype == torch.uint8 else "state")
 
 
-def _merged_weight(module: nn.Module, layer: nn.Module, compute: torch.dtype) -> Tensor:
-    """W + sum of the active adapters' updates, in the dtype of the base's products."""
+def _merged_weight(module: nn.Module, layer: nn.Module) -> Tensor:
+    """W + sum of the active adapters' updates, summed in float32; in W's dtype unless W was quantised."""
     weight = layer.weight
+    dtype = weight.dtype if weight.is_floating_point() else torch.float32  # type: ignore[union-attr,operator]
     if not weight.is_floating_point():  # type: ignore[union-attr,operator]
         from peft.utils.integrations import dequantize_module_weight
 
@@ -150,7 +155,7 @@ def _merged_weight(module: nn.Module, layer: nn.Module, compute: torch.dtype) ->
     for name in getattr(module, "active_adapters", ()) if layer is not module else ():
         if name in module.lora_A:  # type: ignore[operator]
             total = total + module.get_delta_weight(name).to(torch.float32)  # type: ignore[operator]
-    return total.to(compute)
+    return total.to(dtype)  # type: ignore[arg-type]
 
 
 def _load(plain: PreTrainedModel, state: dict[str, Tensor]) -> None:

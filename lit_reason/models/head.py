@@ -1,4 +1,4 @@
-"""The language-model head: hidden states in, loss or logits out, the logits of all positions never built for a loss.
+"""The language-model head: hidden states in, loss or logits out; a loss never builds all logits.
 
 Shapes: S supervised rows, D width, V vocabulary.
 """
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from lit_reason.errors import UserError
 from lit_reason.kernels.head_loss import HeadOut, linear_token_loss
@@ -20,10 +19,11 @@ from lit_reason.kernels.head_loss import HeadOut, linear_token_loss
 class LossHead(nn.Module):
     """Computes the token loss through the model's own output layer.
 
-    The output layer stays where transformers put it, so parameter names, tied embeddings and `save_pretrained` are
-    those of the plain model. This module owns no parameter; it teaches the layer a second call,
-    `lm_head(hidden, targets=..., token_weight=...)`, and uses it. The call goes through the layer's
-    `__call__`, so hooks on the layer (sharded weights being gathered, for instance) fire as for logits.
+    The output layer stays where transformers put it, so parameter names, tied embeddings and
+    `save_pretrained` are those of the plain model. This module owns no parameter; it teaches the layer a
+    second call, `lm_head(hidden, targets=..., token_weight=...)`, and uses it. The call goes through the
+    layer's `__call__`, so hooks on the layer (sharded weights being gathered, for instance) fire as for
+    logits.
 
     Args:
         model: a causal language model of transformers, without a peft wrapper around it.
@@ -122,7 +122,8 @@ def _logit_scale(text: Any) -> float:
 def check_head(model: PreTrainedModel, head: LossHead) -> None:
     """Refuse a model whose own logits are not what `head` computes.
 
-    The backbone is replaced for one call by fixed hidden states, so this costs four rows of logits for any model.
+    The backbone's output is replaced by fixed hidden states that make logits near 30, large enough for a softcap
+    or a scale to show.
 
     Args:
         model: the causal language model.
@@ -131,29 +132,25 @@ def check_head(model: PreTrainedModel, head: LossHead) -> None:
     Raises:
         UserError: the architecture treats hidden states or logits in a way this head does not know.
     """
-    weight, backbone = head.weight, model.base_model
-    width = weight.shape[1]
-    wave = (
-        torch.arange(4 * width, device=weight.device, dtype=torch.float32)
-        .sin()
-        .view(1, 4, width)
-        .to(weight.dtype)
-    )
-    own_forward = vars(backbone).get("forward")
-    backbone.forward = lambda *args, **kwargs: BaseModelOutputWithPastAndCrossAttentions(
-        last_hidden_state=wave
-    )
+    weight = head.weight
+    wave = torch.arange(4 * weight.shape[1], device=weight.device, dtype=torch.float32).sin().view(1, 4, -1)
+    wave = wave.to(weight.dtype)
+    wave = wave * (30 / (wave[0] @ weight.T).abs().max().clamp(min=1e-6))
+
+    def replace(module: nn.Module, given: Any, output: Any) -> Any:
+        output["last_hidden_state"] = wave
+        return output
+
+    hook = model.base_model.register_forward_hook(replace)
     try:
         ids = torch.zeros((1, 4), dtype=torch.long, device=weight.device)
-        theirs = model(input_ids=ids, use_cache=False).logits[0].float()
+        theirs = model(input_ids=ids, use_cache=False, return_dict=True).logits[0].float()
     finally:
-        del backbone.forward
-        if own_forward is not None:
-            backbone.forward = own_forward
+        hook.remove()
     ours = head(wave[0]).float()
-    allowed = torch.finfo(weight.dtype).eps ** 0.5 * float(theirs.abs().max().clamp(min=1e-6))
-    if theirs.shape != ours.shape or float((theirs - ours).abs().max()) > allowed:
+    allowed = torch.finfo(weight.dtype).eps ** 0.5 * float(theirs.abs().max())
+    if theirs.shape != ours.shape or not float((theirs - ours).abs().max()) <= allowed:
         raise UserError(
-            f"{type(model).__name__} changes hidden states or logits around its output layer in a way that the "
-            "token loss does not know; this architecture is not supported yet"
+            f"{type(model).__name__} changes hidden states or logits around its output layer in a way that "
+            "the token loss does not know; this architecture is not supported yet"
         )

@@ -1,4 +1,4 @@
-"""The language model that regimes train and evaluate: a transformers model, run on packed rows, with a token loss.
+"""The language model of every regime: a transformers model that runs packed rows and has a token loss.
 
 Shapes: T packed tokens, N documents, S supervised rows, D width.
 """
@@ -51,7 +51,7 @@ class LanguageModel(nn.Module):
 
     @classmethod
     def load(cls, config: ModelConfig) -> LanguageModel:
-        """Read or create the model, add adapter, checkpointing and compilation, and check that packing is safe.
+        """Read or create the model, add what the config asks for, and check that packing is safe.
 
         New weights (a model from `config`, a fresh adapter) depend only on the current seed. The result is in
         training mode and, unless quantised, on the CPU.
@@ -90,7 +90,7 @@ class LanguageModel(nn.Module):
 
     @property
     def max_length(self) -> int | None:
-        """Largest number of positions the model was made for, or None where the architecture sets no limit."""
+        """Number of positions the model was made for, or None where the architecture sets no limit."""
         text = self.base.config.get_text_config()
         return getattr(text, "max_position_embeddings", None)
 
@@ -172,11 +172,12 @@ class LanguageModel(nn.Module):
             for start, stop in ((0, 3), (3, 7)):
                 alone = self.hidden(ids[start:stop], positions[start:stop], torch.tensor([0, stop - start]))
                 gap = float((packed[start:stop] - alone).abs().max())
-                # Packing may change the order of sums, never more; a leak is as large as the states themselves.
+                # Packing may change the order of sums, never more; a leak is as large as the states
+                # themselves.
                 if not gap <= torch.finfo(alone.dtype).eps ** 0.5 * float(alone.abs().max()):
                     raise UserError(
-                        f"attention '{self.attention}': {type(self.base).__name__} mixes documents that are packed in "
-                        "one row (recurrent or convolutional layers do); this architecture cannot be trained packed"
+                        f"attention '{self.attention}': {type(self.base).__name__} mixes documents that are "
+                        "packed in one row, as recurrent and convolutional layers do; it cannot train packed"
                     )
         finally:
             self.train(training)

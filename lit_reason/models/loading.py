@@ -1,4 +1,4 @@
-"""Find and read a model and its tokenizer: a local folder, a GGUF file, a hub id, or a config with random weights."""
+"""Find and read a model and its tokenizer: a folder, a GGUF file, a hub id, or a config (random weights)."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def hub_errors(given: str, what: str) -> Iterator[None]:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"{what}: {given} brings its own Python code; set trust_remote_code: true only if you trust its author"
+                f"{what}: {given} brings its own Python code; set trust_remote_code: true only if you "
+                "trust its author"
             ) from error
         if Path(given).expanduser().exists():
             raise UserError(f"{what}: cannot read {given}: {first}") from error
@@ -81,7 +82,8 @@ def hub_errors(given: str, what: str) -> Iterator[None]:
         near = difflib.get_close_matches(given, [p.name for p in Path.cwd().iterdir() if p.is_dir()], n=1)
         hint = f"; did you mean the folder '{near[0]}'?" if near else ""
         raise UserError(
-            f"{what}: '{given}' is no local folder and could not be had from the Hugging Face hub ({reason}){hint}"
+            f"{what}: '{given}' is no local folder and could not be had from the Hugging Face hub "
+            f"({reason}){hint}"
         ) from error
 
 
