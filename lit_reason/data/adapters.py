@@ -182,9 +182,7 @@ def _instruction(record: Record) -> tuple[list[Message], set[str]]:
                 raise RowError(f"wrong type: history[{index}] must be a pair of user and assistant text")
             at: Path = ("history", index)
             messages.append(Message("user", text_of(pair[0], (*at, 0)), content_path=(*at, 0)))
-            messages.append(
-                Message("assistant", text_of(pair[1], (*at, 1)), trained=True, content_path=(*at, 1))
-            )
+            messages.append(Message("assistant", text_of(pair[1], (*at, 1)), trained=True, content_path=(*at, 1)))
     key = _required(record, ("instruction",))
     more = present(record, ("input", "context"))
     texts = [text_of(record[k], (k,)) for k in (key, more) if k]

@@ -120,9 +120,7 @@ def to_conversation(
         used |= {key for key in (system, offered) if key}
     if train_on == "last":
         last = last_assistant(messages)
-        messages = [
-            replace(m, trained=m.trained and (m.role == "text" or i == last)) for i, m in enumerate(messages)
-        ]
+        messages = [replace(m, trained=m.trained and (m.role == "text" or i == last)) for i, m in enumerate(messages)]
     if need_assistant:
         _check_trainable(messages, f"{reading.lacking} (read as {name})")
     metadata = {key: value for key, value in record.items() if key not in used}
@@ -198,4 +196,4 @@ def _new_reasoning(message: Message, old: Any) -> Any:
     # A kept thought goes back as the row had it, without the separator that reading added.
     source = dict(enumerate(old))
     kept = zip(message.trace.thoughts, message.trace.origin, strict=True)
-    return [s if (s := source.get(i, "")).rstrip() == t.rstrip() else t for t, i in kept]
+    return [s if (s := source.get(i, "")).strip() == t.strip() else t for t, i in kept]

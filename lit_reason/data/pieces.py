@@ -40,7 +40,7 @@ def lines(stream: io.BufferedReader, limit: int) -> Iterator[Piece]:
         if not line.endswith(b"\n") and size > limit:
             text = text[:_KEPT]
             while rest := stream.readline(_CHUNK):
-                size += len(rest)
+                size += len(rest.rstrip(b"\r\n"))
                 if rest.endswith(b"\n"):
                     break
         if text and not text.isspace():
@@ -104,9 +104,7 @@ def list_items(stream: io.BufferedReader, limit: int) -> Iterator[Piece]:
         size += len(chunk) - start
         if len(item) <= limit:
             item += chunk[start:]
-    raise DamagedFile(
-        f"the list is not closed: it was cut short in item {index}, or a bracket is missing there"
-    )
+    raise DamagedFile(f"the list is not closed: it was cut short in item {index}, or a bracket is missing there")
 
 
 def _check_end(stream: io.BufferedReader, rest: bytes, items: int) -> None:

@@ -50,7 +50,7 @@ class Quarantine:
     """Where rows go that cannot be used: counted by reason, and written with it to a JSON Lines file.
 
     Each line of the file is `{"row": name, "reason": text, "raw": first 2000 characters}`. The file appears
-    with the first bad row (replacing one from an earlier run) and is complete up to the last row at any moment.
+    with the first bad row (replacing one from an earlier run) and is complete up to the last row.
 
     Args:
         path: the file; None keeps counts only.

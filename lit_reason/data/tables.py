@@ -51,9 +51,7 @@ class HubId:
         try:
             table = datasets.load_dataset(self.name, self.config, split=self.split)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot load the hub data set {self.name} (split {self.split}): {error}"
-            ) from error
+            raise UserError(f"cannot load the hub data set {self.name} (split {self.split}): {error}") from error
         return _dataset_rows(table, label)
 
 

@@ -79,9 +79,7 @@ def _part_text(part: Any, path: Path) -> str:
         raise RowError(f"wrong type: {spell(path)} must be a text part, got {type(part).__name__}")
     kind = part.get("type", "text")
     if kind not in ("text", "input_text", "output_text"):
-        raise RowError(
-            f"not text: {spell(path)} is a part of type {kind!r}; only text parts can be trained on"
-        )
+        raise RowError(f"not text: {spell(path)} is a part of type {kind!r}; only text parts can be trained on")
     if not isinstance(part.get("text"), str):
         raise RowError(f"wrong type: {spell((*path, 'text'))} must be text")
     return part["text"]
@@ -100,9 +98,7 @@ def presplit_trace(thoughts: Sequence[str]) -> Trace:
         The full trace: nothing removed yet.
     """
     last = len(thoughts) - 1
-    parts = tuple(
-        t if i == last or t.endswith("\n") else t + THOUGHT_SEPARATOR for i, t in enumerate(thoughts)
-    )
+    parts = tuple(t if i == last or t.endswith("\n") else t + THOUGHT_SEPARATOR for i, t in enumerate(thoughts))
     return Trace(thoughts=parts, origin=tuple(range(len(parts))), total=len(parts))
 
 
@@ -133,9 +129,7 @@ def read_reasoning(holder: Mapping[str, Any], at: Path) -> tuple[str | None, Tra
         if isinstance(value, list) and all(isinstance(t, str) for t in value):
             trace = presplit_trace(value)
             return trace.text, trace, path
-        raise RowError(
-            f"wrong type: {spell(path)} must be text or a list of texts, got {type(value).__name__}"
-        )
+        raise RowError(f"wrong type: {spell(path)} must be text or a list of texts, got {type(value).__name__}")
     return None, None, ()
 
 
@@ -179,9 +173,7 @@ def read_tool_calls(value: Any, path: Path) -> tuple[dict[str, Any], ...]:
         if not isinstance(arguments, dict):
             raise RowError(f"bad tool call: the arguments of {spell(where)} must be a JSON object")
         named = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-        calls.append(
-            {**named, "type": "function", "function": {"name": inner["name"], "arguments": arguments}}
-        )
+        calls.append({**named, "type": "function", "function": {"name": inner["name"], "arguments": arguments}})
     return tuple(calls)
 
 
@@ -203,9 +195,7 @@ def read_tools(value: Any, path: Path) -> tuple[dict[str, Any], ...]:
         return ()
     items = _parsed(value, path)
     if not isinstance(items, list):
-        raise RowError(
-            f"wrong type: {spell(path)} must be a list of tool schemas, got {type(items).__name__}"
-        )
+        raise RowError(f"wrong type: {spell(path)} must be a list of tool schemas, got {type(items).__name__}")
     tools = []
     for index, item in enumerate(items):
         schema = _parsed(item, (*path, index))
@@ -237,9 +227,7 @@ def read_turn(turn: Any, at: Path, speaker: str, text: str) -> Message:
     if not isinstance(given, str) or given not in ROLE_NAMES:
         shown = repr(given)[:60]
         near = did_you_mean(given, ROLE_NAMES) if isinstance(given, str) else ""
-        raise RowError(
-            f"unknown role: {spell((*at, speaker))} is {shown}; known roles: {', '.join(ROLE_NAMES)}{near}"
-        )
+        raise RowError(f"unknown role: {spell((*at, speaker))} is {shown}; known roles: {', '.join(ROLE_NAMES)}{near}")
     if given in CALL_ROLES:
         calls, content = read_tool_calls(turn.get(text), (*at, text)), ""
         path: Path = ()
