@@ -103,12 +103,8 @@ def _fish(recipes: Sequence[str], options: Sequence[str]) -> str:
         lines.append(f"complete -c lit-reason -n __fish_use_subcommand -f -a {verb} -d '{purpose}'")
     names, runs = " ".join(recipes), " ".join(TRAINER_VERBS)
     lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from show' -a '{names}'")
-    lines.append(
-        f"complete -c lit-reason -n '__fish_seen_subcommand_from completion' -f -a '{' '.join(SHELLS)}'"
-    )
-    lines.append(
-        f"complete -c lit-reason -n '__fish_seen_subcommand_from {runs}' -l config -s c -r -a '{names}'"
-    )
+    lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from completion' -f -a '{' '.join(SHELLS)}'")
+    lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from {runs}' -l config -s c -r -a '{names}'")
     for option in options:
         if option not in ("--config", "--help"):
             lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from {runs}' -l {option[2:]}")
@@ -125,9 +121,7 @@ def main(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser("lit-reason completion", description="Print a completion script.")
     parser.add_argument("shell", choices=SHELLS)
-    parser.add_argument(
-        "--full", action="store_true", help="with every dotted option; takes some seconds to make"
-    )
+    parser.add_argument("--full", action="store_true", help="with every dotted option; takes some seconds to make")
     given = parser.parse_args(argv)
     options: Sequence[str] = COMMON
     if given.full:

@@ -225,8 +225,6 @@ def check_variables(given: Sequence[Source]) -> None:
         for scalar in scalars(source.root):
             for name in VARIABLE.findall(scalar.value):
                 if name.partition(".")[0] not in known:
-                    listed = (
-                        f"; variables: {', '.join(sorted(known))}" if known else "; there is no `vars:` block"
-                    )
+                    listed = f"; variables: {', '.join(sorted(known))}" if known else "; there is no `vars:` block"
                     near = did_you_mean(name, known)
                     raise UserError(f"{source.where(scalar)}: ${{vars.{name}}} is not set{near}{listed}")

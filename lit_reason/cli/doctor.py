@@ -139,19 +139,13 @@ def report(full: bool = False) -> tuple[str, bool]:
     disk = shutil.disk_usage(Path.cwd())
     lines.append(f"  disk     {disk.free / 1e9:.1f} GB free of {disk.total / 1e9:.1f} GB here")
     devices = nvidia_devices()
-    found = (
-        devices
-        if devices
-        else ["no NVIDIA GPU" + (" (nvidia-smi is not installed)" if devices is None else "")]
-    )
+    found = devices if devices else ["no NVIDIA GPU" + (" (nvidia-smi is not installed)" if devices is None else "")]
     lines += [f"  GPU      {text}" for text in found]
     if full:
         lines += [f"  torch    {text}" for text in torch_report()]
     required = {package: version_of(package) for package in REQUIRED}
     lines += ["", "Packages"]
-    lines += [
-        f"  {name:<14}{version or 'MISSING: pip install lit-reason'}" for name, version in required.items()
-    ]
+    lines += [f"  {name:<14}{version or 'MISSING: pip install lit-reason'}" for name, version in required.items()]
     lines += ["", "Optional parts"]
     for name, extra, use in OPTIONAL:
         version = version_of(name)
@@ -173,9 +167,7 @@ def main(argv: Sequence[str]) -> int:
     """
     import argparse
 
-    parser = argparse.ArgumentParser(
-        "lit-reason doctor", description="Versions, devices, and what is missing."
-    )
+    parser = argparse.ArgumentParser("lit-reason doctor", description="Versions, devices, and what is missing.")
     parser.add_argument("--full", action="store_true", help="import torch and list the devices it sees")
     text, complete = report(parser.parse_args(argv).full)
     print(text)

@@ -134,9 +134,7 @@ class Walker:
             return None
         return Problem(source.where(node), path, f"is a mapping; expected {self._expected(branches)}")
 
-    def _walk_keys(
-        self, source: Source, node: yaml.MappingNode, schema: dict[str, Any], path: str
-    ) -> Problem | None:
+    def _walk_keys(self, source: Source, node: yaml.MappingNode, schema: dict[str, Any], path: str) -> Problem | None:
         known = schema["properties"]
         for key, value in node.value:
             name = str(key.value)
@@ -153,9 +151,7 @@ class Walker:
                 return Problem(source.where(key), here, text)
         return None
 
-    def _walk_class(
-        self, source: Source, node: yaml.MappingNode, schema: dict[str, Any], path: str
-    ) -> Problem | None:
+    def _walk_class(self, source: Source, node: yaml.MappingNode, schema: dict[str, Any], path: str) -> Problem | None:
         entries = {str(key.value): (key, value) for key, value in node.value}
         if "class_path" in entries:
             problem = self._class_problem(source, entries["class_path"][1], schema, f"{path}.class_path")
@@ -177,9 +173,7 @@ class Walker:
             return self._walk_keys(source, inner, self._resolve(arguments), at)
         return None
 
-    def _class_problem(
-        self, source: Source, node: yaml.Node, schema: dict[str, Any], path: str
-    ) -> Problem | None:
+    def _class_problem(self, source: Source, node: yaml.Node, schema: dict[str, Any], path: str) -> Problem | None:
         given, known = str(node.value), schema["x-classes"]
         if given in known or given.startswith("${"):
             return None
@@ -218,13 +212,9 @@ class Walker:
                 return self._class_problem(source, node, branch, path)
         choices = [str(choice) for branch in branches for choice in branch.get("enum", [])]
         near = did_you_mean(node.value, choices)
-        return Problem(
-            source.where(node), path, f"got {node.value!r}; expected {self._expected(branches)}{near}"
-        )
+        return Problem(source.where(node), path, f"got {node.value!r}; expected {self._expected(branches)}{near}")
 
-    def _walk_section(
-        self, source: Source, node: yaml.ScalarNode, schema: dict[str, Any], path: str
-    ) -> Problem | None:
+    def _walk_section(self, source: Source, node: yaml.ScalarNode, schema: dict[str, Any], path: str) -> Problem | None:
         for folder in (Path(source.name).parent, Path()):
             if (folder / node.value).is_file():
                 section = read_config(folder / node.value)
@@ -329,9 +319,7 @@ def dropped_settings(given: Sequence[Source], schema: dict[str, Any]) -> list[st
                     has_variable = any("${" in scalar.value for scalar in scalars(value))
                     if keys is not None and (key not in keys or has_variable):
                         why = "holds an interpolation" if key in keys else f"is no setting of {name}"
-                        notes.append(
-                            f"{where}: {section}.init_args.{key} is dropped by the change to {name}: it {why}"
-                        )
+                        notes.append(f"{where}: {section}.init_args.{key} is dropped by the change to {name}: it {why}")
                         del kept[key]
             chosen = name
             kept.update(_settings_of(source, section))
@@ -353,9 +341,7 @@ def _settings_of(source: Source, section: str) -> dict[str, tuple[str, yaml.Node
     return found
 
 
-def explain(
-    error: Exception, given: Sequence[Source], schema: dict[str, Any], options: Iterable[str]
-) -> UserError:
+def explain(error: Exception, given: Sequence[Source], schema: dict[str, Any], options: Iterable[str]) -> UserError:
     """The message for a configuration that the parser refused.
 
     Args:
@@ -390,13 +376,13 @@ def innermost(text: str, options: Iterable[str] = ()) -> str:
     """
     lines = [line.strip(" -\t") for line in text.splitlines() if line.strip(" -\t")]
     keys = [match[1] for line in lines if (match := re.match(r'Parser key "([^"]+)":?', line))]
-    causes = [
-        line for line in lines if not line.startswith(NOISE) and not line.startswith("Problem with given")
-    ]
+    causes = [line for line in lines if not line.startswith(NOISE) and not line.startswith("Problem with given")]
     causes = [re.sub(r'^Parser key "[^"]+":\s*', "", line) for line in causes]
     cause = next((line for line in causes if line), lines[0] if lines else text)
     if "arguments are required" in cause:
         wanted = cause.rpartition(":")[2].strip()
-        return f"{'.'.join([*keys, 'init_args'] if keys else [])} lacks required settings: {wanted}".strip()
-    cause = cause.replace("unrecognized arguments", "unknown option")
+        if not keys:
+            return f"required and not given: {wanted}; start from a recipe with --config (see `lit-reason list`)"
+        return f"{'.'.join(keys)}.init_args lacks required settings: {wanted}"
+    cause = re.sub("^unrecognized arguments", "unknown option", cause, flags=re.IGNORECASE)
     return f"{'.'.join(keys)}: {cause}" if keys else cause

@@ -17,10 +17,12 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 
 from lit_reason.cli.config_files import check_variables, resolve_names, sources
 from lit_reason.cli.messages import Walker, chosen_classes, dropped_settings, explain
 from lit_reason.cli.schema import recipe_schema
+from lit_reason.core.run_folder import run_folder
 from lit_reason.errors import UserError, did_you_mean
 
 VERBS = ("fit", "validate", "test", "predict", "evaluate")
@@ -55,15 +57,22 @@ class SaveRunConfig(SaveConfigCallback):
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any) -> None:
         super().__init__(parser, config, **{"overwrite": True, "save_to_log_dir": False, **kwargs})
+        self.folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Agree on the folder on every rank (the trainer broadcasts it), then write on the first."""
+        self.folder = run_folder(trainer)
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file; `lit-reason VERB --config RUN/config.yaml` repeats the run."""
-        from lit_reason.core.run_folder import run_folder
-
-        folder = run_folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(
-            self.config, str(folder / self.config_filename), skip_none=False, overwrite=True, multifile=False
+            self.config,
+            str(self.folder / self.config_filename),
+            skip_none=False,
+            overwrite=True,
+            multifile=False,
         )
 
 
@@ -118,9 +127,7 @@ class ReasonCLI(LightningCLI):
         of_fit = set(inspect.signature(self.classes[0].fit).parameters) - HANDED_OVER - {"self"}
         self.foreign_arguments = sorted(of_fit - set(self.verb_arguments))
         for name in self.foreign_arguments:  # so that every verb reads the config.yaml that a fit leaves
-            parser.add_argument(
-                f"--{name}", type=Any, default=None, help=f"of fit; {self.verb} does not take it"
-            )
+            parser.add_argument(f"--{name}", type=Any, default=None, help=f"of fit; {self.verb} does not take it")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and turn a refusal into one short message."""
@@ -128,9 +135,7 @@ class ReasonCLI(LightningCLI):
         check_variables(given)
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", message=".*args parameter is intended to run from within Python.*"
-                )
+                warnings.filterwarnings("ignore", message=".*args parameter is intended to run from within Python.*")
                 super().parse_arguments(parser, args)
         except ArgumentError as error:
             raise explain(error, given, self.recipe_schema(), args) from error
@@ -142,7 +147,8 @@ class ReasonCLI(LightningCLI):
             if self.config[name] is not None:
                 raise UserError(f"{name}: {self.verb} does not take it; give --{name}=null to leave it out")
         self._check_checkpoint(self.config.get("ckpt_path"))
-        if any(len(names) > 1 for names in chosen_classes(given).values()):
+        switched = any(len(names) > 1 for names in chosen_classes(given).values())
+        if switched and rank_zero_only.rank == 0:
             for note in dropped_settings(given, self.recipe_schema()):
                 print(f"lit-reason: note: {note}", file=sys.stderr)
 
@@ -171,12 +177,8 @@ class ReasonCLI(LightningCLI):
             return
         folder = Path(path).parent
         beside = sorted(item.name for item in folder.glob("*.ckpt")) if folder.is_dir() else []
-        near = did_you_mean(Path(path).name, beside) or (
-            f"; there: {', '.join(beside[:5])}" if beside else ""
-        )
-        raise UserError(
-            f"ckpt_path: no such checkpoint: {path}{near}; or one of {', '.join(CHECKPOINT_WORDS)}"
-        )
+        near = did_you_mean(Path(path).name, beside) or (f"; there: {', '.join(beside[:5])}" if beside else "")
+        raise UserError(f"ckpt_path: no such checkpoint: {path}{near}; or one of {', '.join(CHECKPOINT_WORDS)}")
 
     def run_verb(self) -> Any:
         """Run the trainer's method with the built model and data."""
@@ -235,9 +237,7 @@ def build(verb: str, argv: Sequence[str]) -> ReasonCLI:
     _quiet_lightning()
     argv = resolve_names(argv)
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(
-            os.getcwd()
-        )  # at the end, so that a class of the user's own is found and nothing is hidden
+        sys.path.append(os.getcwd())  # at the end, so that a class of the user's own is found and nothing is hidden
     trainer_class, regime_class = house_classes()
     return ReasonCLI(verb, argv, trainer_class, regime_class)
 

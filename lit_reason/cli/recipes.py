@@ -111,9 +111,7 @@ def locate(given: str, root: Path = ROOT) -> Path:
         return paths[tails[0]]
     if tails:
         raise UserError(f"{given!r} names several recipes: {', '.join(tails)}")
-    raise UserError(
-        f"no file and no packaged recipe is called {given!r}{_hint(name, paths)}; see `lit-reason list`"
-    )
+    raise UserError(f"no file and no packaged recipe is called {given!r}{_hint(name, paths)}; see `lit-reason list`")
 
 
 def _hint(name: str, known: dict[str, Path]) -> str:
@@ -127,11 +125,7 @@ def _hint(name: str, known: dict[str, Path]) -> str:
 
 def header_problems(recipe: Recipe) -> list[str]:
     """What a recipe's header lacks, one line a problem; empty when it is complete."""
-    return [
-        f"{recipe.name}: the header has no {field}"
-        for field in ("purpose", *FIELDS)
-        if not getattr(recipe, field)
-    ]
+    return [f"{recipe.name}: the header has no {field}" for field in ("purpose", *FIELDS) if not getattr(recipe, field)]
 
 
 def lint_recipes(root: Path = ROOT) -> list[str]:

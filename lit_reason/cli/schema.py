@@ -239,9 +239,7 @@ class SchemaBuilder:
         return self._define(f"any_{base.__name__}", base, lambda: self._choices(base))
 
     def _choices(self, base: type) -> dict[str, Any]:
-        branches: list[dict[str, Any]] = [
-            {"type": "string", "description": "a class, or a file with its settings"}
-        ]
+        branches: list[dict[str, Any]] = [{"type": "string", "description": "a class, or a file with its settings"}]
         arguments: dict[str, Any] = {}
         for cls in subclasses(base):
             names, ref = class_names(cls), self.closed(cls)
@@ -270,9 +268,7 @@ class SchemaBuilder:
                 "additionalProperties": False,
             }
         )
-        branches.append(
-            {"type": "object", "description": "more settings for the class an earlier file chose"}
-        )
+        branches.append({"type": "object", "description": "more settings for the class an earlier file chose"})
         branches[-1].update(properties=free, additionalProperties=False)
         return {"anyOf": branches, "x-base": base.__name__, "x-classes": arguments}
 
@@ -373,9 +369,7 @@ def main(argv: Sequence[str]) -> int:
     from lit_reason.cli.reason_cli import house_classes, schema_for
 
     schema = schema_for(*house_classes())
-    text = (
-        json.dumps(part_of(schema, given.name) if given.name else schema, indent=1, ensure_ascii=False) + "\n"
-    )
+    text = json.dumps(part_of(schema, given.name) if given.name else schema, indent=1, ensure_ascii=False) + "\n"
     if given.write is None:
         sys.stdout.write(text)
         return 0

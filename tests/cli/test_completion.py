@@ -51,9 +51,7 @@ def test_other_shells_accept_the_script(shell):
 
 def test_dotted_options():
     names = completion.option_names(reason_cli.schema_for(cli_toys.ToyTrainer, cli_toys.ToyRegime))
-    assert {"--trainer.max_steps", "--model.volume", "--model.lm.adapter.rank", "--data.condense.tau"} <= set(
-        names
-    )
+    assert {"--trainer.max_steps", "--model.volume", "--model.lm.adapter.rank", "--data.condense.tau"} <= set(names)
     assert not [name for name in names if name.endswith("+") or "init_args" in name or "..." in name]
     assert "--trainer.max_steps" in bash("lit-reason", "fit", "--trainer.max_st", options=names)
 

@@ -70,6 +70,4 @@ def test_without_nvidia_smi(monkeypatch):
 def test_full_asks_torch():
     text, complete = doctor.report(full=True)
     assert complete and f"torch {torch.__version__}" in text
-    assert ("no accelerator" in text) == (
-        not torch.cuda.is_available() and not torch.backends.mps.is_available()
-    )
+    assert ("no accelerator" in text) == (not torch.cuda.is_available() and not torch.backends.mps.is_available())

@@ -39,9 +39,7 @@ def test_light_verbs_do_not_import_torch(argv):
         [sys.executable, "-X", "importtime", "-m", "lit_reason", *argv], capture_output=True, text=True
     )
     assert done.returncode == (2 if argv[0] == "fit" else 0)
-    imported = {
-        line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line
-    }
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
     assert "lit_reason.cli.door" in imported
     heavy = {"torch", "lightning", "transformers", "numpy", "jsonargparse", "omegaconf", "matplotlib"}
     assert not heavy & {name.partition(".")[0] for name in imported}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from lit_reason.cli.config_files import read_config
+from lit_reason.cli.messages import Walker
 from lit_reason.cli.recipes import Recipe, find_recipes, header_problems, lint_recipes, locate, read_header
 from lit_reason.errors import UserError
 
@@ -106,7 +108,8 @@ def test_shipped_recipes_follow_the_schema():
 
     schema = schema_for(*house_classes())
     Draft202012Validator.check_schema(schema)
-    validator = Draft202012Validator(schema)
+    validator, walker = Draft202012Validator(schema), Walker(schema)
     for recipe in find_recipes():
         errors = [error.message for error in validator.iter_errors(yaml.safe_load(recipe.path.read_text()))]
         assert errors == [], recipe.name
+        assert walker.first_problem([read_config(recipe.path)]) is None, recipe.name
