@@ -100,8 +100,7 @@ def test_frequencies_follow_the_model():
     for word, share in shares.items():
         assert abs(counts[word] - n * share) < 4 * math.sqrt(n * share * (1 - share))
     cold = Counter(
-        c.text
-        for c in run(bigram_llama({"q": shares}), [ids_of("q")], samples=n, temperature=0.5, batch_size=500)
+        c.text for c in run(bigram_llama({"q": shares}), [ids_of("q")], samples=n, temperature=0.5, batch_size=500)
     )
     share = 0.25 / (0.25 + 0.09 + 0.0225 + 0.0025)
     assert abs(cold["1"] - n * share) < 4 * math.sqrt(n * share * (1 - share))
@@ -134,9 +133,7 @@ def test_draw_is_the_quantile_function_of_the_truncated_distribution(settings, e
 
 def test_draw_never_takes_a_token_without_mass():
     logits = torch.tensor([[-torch.inf, 0.0, 0.0, -torch.inf]]).expand(2, -1)
-    u = torch.tensor(
-        [0.0, 1.0], dtype=torch.float64
-    )  # 1.0 stands for a draw that rounding lifts onto the total
+    u = torch.tensor([0.0, 1.0], dtype=torch.float64)  # 1.0 stands for a draw that rounding lifts onto the total
     assert draw(logits, u, temperature=1.0, top_p=1.0, top_k=0).tolist() == [1, 2]
 
 
@@ -202,9 +199,7 @@ def test_the_models_own_generation_defaults_have_no_say():
 def test_the_cache_is_used():
     model = random_llama()
     lengths = []
-    model.register_forward_pre_hook(
-        lambda m, a, kw: lengths.append(kw["input_ids"].shape[1]), with_kwargs=True
-    )
+    model.register_forward_pre_hook(lambda m, a, kw: lengths.append(kw["input_ids"].shape[1]), with_kwargs=True)
     run(model, [PROMPTS[0]], stop_ids=(WORDS.index("<pad>"),), max_new_tokens=4)
     assert lengths == [4, 1, 1, 1]
 
@@ -247,9 +242,7 @@ def test_nothing_to_continue_and_no_end_token():
 
 def test_an_adapter_generates_with_the_adapter_and_keeps_its_modes():
     peft = pytest.importorskip("peft")
-    model = peft.get_peft_model(
-        random_llama(), peft.LoraConfig(r=2, target_modules=["lm_head"], lora_dropout=0.5)
-    )
+    model = peft.get_peft_model(random_llama(), peft.LoraConfig(r=2, target_modules=["lm_head"], lora_dropout=0.5))
     with torch.no_grad():
         model.base_model.model.lm_head.lora_B["default"].weight.zero_()
     plain = [c.ids for c in run(model, PROMPTS)]
@@ -263,3 +256,23 @@ def test_an_adapter_generates_with_the_adapter_and_keeps_its_modes():
     changed = [c.ids for c in run(model, PROMPTS)]
     assert changed != plain and changed == [c.ids for c in run(model.merge_and_unload(), PROMPTS)]
     assert model.base_model.model.generation_config is defaults
+
+
+@pytest.mark.parametrize("attention", ["documents", "sdpa", "eager"])
+def test_a_language_model_that_packs_rows_generates_and_packs_on(attention, tmp_path):
+    from lit_reason.models.config import ModelConfig
+    from lit_reason.models.language_model import LanguageModel
+
+    plain = random_llama().float()
+    plain.save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    config = ModelConfig(path=str(tmp_path), attention=attention, dtype="float32", gradient_checkpointing=True)
+    lm = LanguageModel.load(config)
+    lm.train()
+    pack = torch.tensor(PROMPTS[0] + PROMPTS[2]), torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4, 5])
+    cu_seqlens = torch.tensor([0, 4, 10], dtype=torch.int32)
+    before = lm.hidden(*pack, cu_seqlens)
+    config = SamplingConfig(max_new_tokens=8, temperature=0.0)
+    done = sample(lm, word_tokenizer(), PROMPTS, config, stop_ids=(EOS,), progress=False)
+    assert [c.ids for c in done] == [c.ids for c in run(plain, PROMPTS, max_new_tokens=8)]
+    assert lm.hf.training and torch.equal(lm.hidden(*pack, cu_seqlens), before)
