@@ -17,7 +17,6 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_only
 
 from lit_reason.cli.config_files import check_variables, resolve_names, sources
 from lit_reason.cli.messages import Walker, chosen_classes, dropped_settings, explain
@@ -148,7 +147,7 @@ class ReasonCLI(LightningCLI):
                 raise UserError(f"{name}: {self.verb} does not take it; give --{name}=null to leave it out")
         self._check_checkpoint(self.config.get("ckpt_path"))
         switched = any(len(names) > 1 for names in chosen_classes(given).values())
-        if switched and rank_zero_only.rank == 0:
+        if switched and os.environ.get("LOCAL_RANK", "0") == "0":
             for note in dropped_settings(given, self.recipe_schema()):
                 print(f"lit-reason: note: {note}", file=sys.stderr)
 
