@@ -131,7 +131,7 @@ class ChatTemplate:
         """
         if message.tool_calls:
             raise TemplateMismatch(
-                "render.turn_text=verbatim cannot write tool calls: their form belongs to the chat template"
+                "a turn that was cut off cannot call tools: their form belongs to the chat template"
             )
         traits = self.traits
         trace = reasoning_parts(message, traits.pair.opening, traits.pair.closing)
@@ -177,9 +177,8 @@ def answer_inside(opening: str) -> TemplateMismatch:
         opening: the marker that ends the prompt.
     """
     return TemplateMismatch(
-        f"the generation prompt ends with {opening}, but this turn has no thoughts: its answer would be "
-        "trained "
-        "as one; use rows with thoughts, or a template setting without thinking"
+        f"the prompt opens {opening} but the turn has no thoughts: its answer would be trained as one; use "
+        "rows with thoughts, or a template setting without thinking"
     )
 
 

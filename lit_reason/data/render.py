@@ -1,5 +1,4 @@
-"""Conversation to TokenRow: the chat template writes the text, character offsets say what each token is part
-of.
+"""Conversation to TokenRow: the chat template writes the text, character offsets say what each token is.
 
 For each trained assistant turn k, `prompt_k` is the template's generation prompt over the turns before it and
 `full_k` the template's text up to and with it. `full_k` must begin with `prompt_k`, and what follows is
@@ -95,8 +94,7 @@ class Renderer:
         if config.mode == "chat" and not has_template:
             raise UserError(
                 "the tokenizer has no chat template and render.mode is chat: give a template with "
-                "lm.chat_template FILE, or set render.mode=plain to train on prompt and completion as they "
-                "are"
+                "lm.chat_template FILE, or set render.mode=plain to join prompt and completion"
             )
         self.mode = "chat" if has_template and config.mode != "plain" else "plain"
         known = known_stop_ids(tokenizer, generation_eos)
@@ -108,9 +106,8 @@ class Renderer:
         if not self.stop_ids:
             raise UserError(
                 "the tokenizer has no end-of-sequence token and its chat template writes none, so a student "
-                "would "
-                "never learn to stop: set eos_token in tokenizer_config.json, or give a template that ends "
-                "turns"
+                "would never learn to stop: set eos_token in tokenizer_config.json, or give a template that "
+                "ends turns"
             )
         self.pad_id = choose_pad_id(tokenizer, self.stop_ids)
         self._opening_ids = _default_opening(tokenizer, self._stop_texts[0])
@@ -218,7 +215,7 @@ class Renderer:
             return self._closed(message, prompt, span, layout, self._stop_texts[0], self._opening_ids)
         traits = self._template.traits
         prompt = self._template.render(shaped[:k], conversation.tools, prompt=True)
-        if self.config.turn_text == "verbatim" or message.truncated:
+        if message.truncated or (self.config.turn_text == "verbatim" and not message.tool_calls):
             span = self._template.verbatim(message, prompt)
             layout = lay_out(message, span, prompt, traits.pair)
             return self._closed(message, prompt, span, layout, traits.end_text or self._stop_texts[0])
@@ -237,9 +234,8 @@ class Renderer:
                 if at >= 0:
                     near = text[max(0, at - 30) : at + len(stop) + 10]
                     raise RowError(
-                        f"the trained text writes out the end token {stop} near {near!r}: training on it "
-                        "would "
-                        "teach the model to stop there; remove it from the record"
+                        f"the trained text writes out the end token {stop}: near {near!r}; training on it "
+                        "would teach the model to stop there, so remove it from the record"
                     )
 
     def _closed(
@@ -274,9 +270,8 @@ class Renderer:
             rest = begin
         if stop < 0:
             raise TemplateMismatch(
-                f"the chat template ends this turn with no end token ({', '.join(self._stop_texts)}) but "
-                "with "
-                f"{full[max(start, len(full) - 40) :]!r}; set render.turn_text=verbatim to append one"
+                f"the chat template ends turns with no end token: {', '.join(self._stop_texts)} expected, but "
+                f"it ends {full[max(start, len(full) - 40) :]!r}; set render.turn_text=verbatim to append one"
             )
         return begin, stop
 
@@ -308,7 +303,7 @@ class Renderer:
         if len(weight):
             weight[0] = 0.0  # nothing stands before it to predict it from
         if not weight.any():
-            raise RowError("no token of this row is trained (empty text, or all its segments have weight 0)")
+            raise RowError("no token of this row is trained: empty text, or all segments have weight 0")
         segment = np.concatenate([np.full(head, int(Segment.PROMPT), np.uint8), segment])
         decile = np.concatenate([np.full(head, DECILE_NONE, np.int8), decile])
         return TokenRow(ids, weight, segment, decile, row_id)
@@ -329,15 +324,13 @@ class Renderer:
 
     def _check_ends(self, draft: _Draft, encoded: Encoded, segment: np.ndarray) -> None:
         """Each closed turn has one end token, whole, and no end token stands inside a trained text."""
-        stops = np.isin(encoded.ids, self.stop_ids)
+        stops = np.logical_or.reduce([encoded.ids == i for i in self.stop_ids])
         ends = segment == Segment.END
         expected = sum(turn.stop > turn.end for turn in draft.turns)
         if int(ends.sum()) != expected or not stops[ends].all():
             raise TemplateMismatch(
-                f"{expected} end tokens were expected and {int((ends & stops).sum())} found: the template's "
-                "end "
-                "marker is no single token of this tokenizer; add it as a special token, or choose another "
-                "template"
+                f"the template's end marker is no token of this tokenizer: {int((ends & stops).sum())} of "
+                f"{expected} found; add it as a special token, or choose another template"
             )
         if (stops & ~ends & (segment != Segment.PROMPT)).any():
             raise RowError("a trained text holds an end token before its end")
@@ -384,9 +377,7 @@ def _broken_prefix(prompt: str, full: str) -> TemplateMismatch:
         (i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full))
     )
     return TemplateMismatch(
-        "the chat template writes a trained turn differently from its own generation prompt: the prompt "
-        "goes on "
-        f"{prompt[at : at + 40]!r} where the turn has {full[at : at + 40]!r}; often such a template drops "
-        "thoughts; "
-        "set render.turn_text=verbatim"
+        "the chat template does not begin a turn with its generation prompt: the prompt goes on "
+        f"{prompt[at : at + 40]!r} where the turn has {full[at : at + 40]!r}; such templates mostly drop the "
+        "thoughts; set render.turn_text=verbatim"
     )

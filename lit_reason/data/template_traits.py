@@ -1,6 +1,4 @@
-"""What a chat template does, found out by rendering a few probe conversations instead of by knowing the
-model family.
-"""
+"""What a chat template does, found out by rendering probe conversations, not by knowing the model family."""
 
 from __future__ import annotations
 

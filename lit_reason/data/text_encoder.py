@@ -1,6 +1,4 @@
-"""Text to token ids with character offsets, such that training ids begin exactly as generation's prompt ids
-do.
-"""
+"""Text to token ids, such that training ids begin exactly as the ids that generation is prompted with."""
 
 from __future__ import annotations
 
@@ -12,6 +10,8 @@ import numpy as np
 from lit_reason.errors import RowError, UserError
 
 _CACHED_TAIL = 256  # characters; prompts mostly end in the same few words, longer ends are encoded anew
+
+_ANCHORS = ("\n", "a", ".")  # texts to encode a piece behind; the first that does not melt into it is used
 
 
 class Encoded(NamedTuple):
@@ -87,15 +87,11 @@ class TextEncoder:
         Args:
             text: the piece; offsets count from its start.
         """
-        if self._anchored and text:
-            newline = self.encode("\n").ids
-            whole = self.encode("\n" + text)
-            if (
-                np.array_equal(whole.ids[: len(newline)], newline)
-                and (whole.start[len(newline) :] >= 1).all()
-            ):
-                rest = slice(len(newline), None)
-                return Encoded(whole.ids[rest], whole.start[rest] - 1, whole.end[rest] - 1)
+        for anchor in _ANCHORS if self._anchored and text else ():
+            before, whole = self.encode(anchor).ids, self.encode(anchor + text)
+            rest, width = slice(len(before), None), len(anchor)
+            if np.array_equal(whole.ids[: len(before)], before) and (whole.start[rest] >= width).all():
+                return Encoded(whole.ids[rest], whole.start[rest] - width, whole.end[rest] - width)
         return self.encode(text)
 
     def encode_at(self, text: str, borders: Sequence[int]) -> tuple[Encoded, bool]:

@@ -1,5 +1,4 @@
-"""Where thoughts, markers, solution and tool calls stand in a rendered assistant turn: pure character
-arithmetic.
+"""Where thoughts, markers, solution and tool calls stand in the text of a rendered assistant turn.
 
 Nothing here searches for token sequences: how a marker is tokenised depends on its neighbours.
 """
@@ -85,12 +84,15 @@ def lay_out(message: Message, span: str, prompt: str, pair: MarkerPair) -> TurnL
     _refuse_open(message, span[cursor:], parts, opened)
     if solution:
         begin = _solution_start(message, span, solution, cursor, parts)
+        after = begin + len(solution)
+        while begin > cursor and span[begin - 1] == " ":
+            begin -= 1  # the blank before a word is part of the word's token
         gap = span[cursor:begin]
         if not body:
             _refuse_doubled(gap, parts, opened)
         pieces.append(Piece(cursor, Segment.MARKER if gap.strip() else Segment.SOLUTION))
         pieces.append(Piece(begin, Segment.SOLUTION))
-        cursor = begin + len(solution)
+        cursor = after
     if message.tool_calls:
         cursor = _calls_start(message, span, cursor, parts, pieces)
         pieces.append(Piece(cursor, Segment.TOOL_CALL))
@@ -115,7 +117,7 @@ def _find(span: str, text: str, start: int, what: str) -> int:
     at = span.find(text, start)
     if at < 0:
         raise TemplateMismatch(
-            f"the chat template does not write the {what} of this turn: {_short(text)!r} is not in "
+            f"the chat template does not write the {what} of a turn: {_short(text)!r} is not in "
             f"{_short(span)!r}; {VERBATIM}"
         )
     return at
@@ -161,9 +163,8 @@ def _solution_start(message: Message, span: str, solution: str, cursor: int, par
     begin = len(span.rstrip()) - len(solution)
     if begin < cursor or not span.startswith(solution, begin):
         raise TemplateMismatch(
-            "the chat template drops or rewrites the end of this turn: it ends with "
-            f"{_short(span[cursor:])!r} "
-            f"instead of {_short(solution)!r}; {VERBATIM}"
+            "the chat template drops or rewrites the end of a turn: it ends "
+            f"{_short(span[cursor:])!r} instead of {_short(solution)!r}; {VERBATIM}"
         )
     return begin
 
@@ -174,14 +175,14 @@ def _calls_start(message: Message, span: str, cursor: int, parts: TraceText, pie
         name = str(call.get("function", {}).get("name", ""))
         if name not in span[cursor:]:
             raise TemplateMismatch(
-                f"the chat template does not write tool calls ({name!r} is not in {_short(span)!r}); "
+                f"the chat template does not write tool calls: {name!r} is not in {_short(span)!r}; "
                 "give one that does with lm.chat_template"
             )
     head = span[cursor : span.index(str(message.tool_calls[0]["function"]["name"]), cursor)]
     closed = max((head.rfind(p.closing) + len(p.closing) for p in MARKERS if p.closing in head), default=0)
     if closed and not parts.rest.strip():
         pieces.append(Piece(cursor, Segment.MARKER))
-        return cursor + closed
+        return cursor + closed + len(head[closed:]) - len(head[closed:].lstrip())
     return cursor
 
 
@@ -190,9 +191,8 @@ def _refuse_doubled(gap: str, parts: TraceText, opened: MarkerPair | None) -> No
     count = sum(gap.count(pair.opening) for pair in MARKERS) + (opened is not None)
     if count > 1:
         raise TemplateMismatch(
-            f"the think block is opened {count} times before {_short(parts.body or parts.rest)!r}: the "
-            "template "
-            f"adds its own markers to those of the text; {VERBATIM}"
+            f"the chat template doubles the think block: it is opened {count} times before "
+            f"{_short(parts.body or parts.rest)!r}; {VERBATIM}"
         )
 
 
