@@ -11,88 +11,22 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_reason.callbacks import throughput
-from lit_reason.callbacks.throughput import ModelFlops, Throughput, Totals, matmul_rate, model_flops
+from lit_reason.callbacks.throughput import Throughput, Totals
+from lit_reason.callbacks.verified_generation import VerifiedGeneration
 from lit_reason.errors import UserError
+from lit_reason.metrics.flops import model_flops
 
-D, LAYERS, HEADS, V, FFN = 16, 3, 4, 50, 24
 
-
-def tiny_llama(tied: bool = False, **fields):
+def tiny_llama():
     config = LlamaConfig(
-        hidden_size=D,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
         num_key_value_heads=2,
-        intermediate_size=FFN,
-        vocab_size=V,
-        tie_word_embeddings=tied,
-        **fields,
+        intermediate_size=24,
+        vocab_size=50,
     )
     return LlamaForCausalLM(config)
-
-
-LAYER_WEIGHTS = (
-    LAYERS * (D * D * 2 + D * D // 2 * 2 + 3 * D * FFN + 2 * D) + D
-)  # q o, k v (half the heads), mlp, norms
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_flops_of_a_trained_model_follow_the_formula(tied):
-    flops = model_flops(tiny_llama(tied))
-    assert flops.per_token == 6 * LAYER_WEIGHTS
-    assert flops.per_pair == 12 * LAYERS * D / 2
-    assert flops.per_trained == 6 * V * D
-    expected = 6 * LAYER_WEIGHTS * 12 + 12 * LAYERS * D * (7**2 + 5**2) / 2 + 6 * 4 * V * D
-    assert flops.step((7, 5), 4) == expected
-
-
-def test_flops_count_the_attention_width_not_the_model_width():
-    assert model_flops(tiny_llama(head_dim=8)).per_pair == 12 * LAYERS * HEADS * 8 / 2
-
-
-def test_frozen_weights_cost_two_thirds():
-    model = tiny_llama().requires_grad_(False)
-    assert model_flops(model).per_token == 4 * LAYER_WEIGHTS
-    assert model_flops(model).per_trained == 4 * V * D
-
-
-def test_an_adapter_adds_its_own_weights_to_a_frozen_base():
-    from peft import LoraConfig, get_peft_model
-
-    model = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
-    assert model_flops(model).per_token == 4 * LAYER_WEIGHTS + 6 * LAYERS * 2 * (D + D)
-    assert model_flops(model).per_trained == 4 * V * D
-
-
-def test_packed_four_bit_weights_count_with_their_true_shape():
-    class Packed(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(
-                torch.zeros(4 * 6 // 2, 1, dtype=torch.uint8), requires_grad=False
-            )
-            self.weight.quant_state = SimpleNamespace(shape=(4, 6))
-
-    assert throughput._cost(Packed().weight) == 4 * 24
-
-
-def test_expert_models_have_no_count():
-    model = tiny_llama()
-    model.config.num_local_experts = 4
-    assert model_flops(model) is None
-
-
-def test_measured_rate_is_of_the_order_of_a_timed_product_and_leaves_the_random_state():
-    before = torch.get_rng_state()
-    start = time.perf_counter()
-    rate = matmul_rate(torch.device("cpu"), torch.float32, budget_s=0.1)
-    assert time.perf_counter() - start < 2
-    assert torch.equal(before, torch.get_rng_state())
-    a = torch.randn(512, 512)
-    begin = time.perf_counter()
-    torch.mm(a, a)
-    once = 2 * 512**3 / (time.perf_counter() - begin)
-    assert 0.02 < once / rate < 50
 
 
 class Packs(torch.utils.data.Dataset):
@@ -105,9 +39,7 @@ class Packs(torch.utils.data.Dataset):
         return self.n
 
     def __getitem__(self, k):
-        return SimpleNamespace(
-            ids=torch.zeros(k + 4, dtype=torch.long), index=torch.zeros(k), lengths=(k + 1, 3)
-        )
+        return SimpleNamespace(ids=torch.zeros(k + 4, dtype=torch.long), index=torch.zeros(k), lengths=(k + 1, 3))
 
 
 class Toy(L.LightningModule):
@@ -131,12 +63,12 @@ class Toy(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def run(tmp_path, callback, module=None, *, packs=6, val=0, name="run", **kwargs):
+def run(tmp_path, *callbacks, module=None, packs=6, val=0, name="run", **kwargs):
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,
         log_every_n_steps=kwargs.pop("log_every_n_steps", 2),
-        callbacks=[callback],
+        callbacks=list(callbacks),
         logger=CSVLogger(tmp_path, name=name, version=0),
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -179,8 +111,29 @@ def test_accumulated_micro_batches_are_one_step(tmp_path):
 
 def test_validation_is_not_training_time(tmp_path):
     callback = Throughput()
-    run(tmp_path, callback, Toy(step_s=0.02, val_s=0.2), packs=4, val=2, val_check_interval=2)
+    run(tmp_path, callback, module=Toy(step_s=0.02, val_s=0.2), packs=4, val=2, val_check_interval=2)
     assert 0.08 <= callback.totals.seconds < 0.4  # the four validation batches alone took 0.8
+
+
+@pytest.mark.parametrize("generator_first", [False, True])
+def test_generation_between_steps_is_not_training_time(tmp_path, generator_first):
+    class Slow(VerifiedGeneration):
+        """Stands for half a second of generation after every step."""
+
+        def setup(self, trainer, pl_module, stage):
+            pass
+
+        def on_train_batch_end(self, trainer, pl_module, *rest):
+            time.sleep(0.5)
+            self.last = object()
+            self.history.append({"seconds": 0.5})
+            for listener in self.listeners:
+                listener(trainer, trainer.global_step, self.last)
+
+    callback, slow = Throughput(), Slow(at_end=False)
+    order = [slow, callback] if generator_first else [callback, slow]
+    run(tmp_path, *order, module=Toy(step_s=0.05), packs=3)
+    assert 0.15 <= callback.totals.seconds < 0.6  # generation took 1.5
 
 
 def test_totals_continue_after_a_resume(tmp_path):
@@ -211,8 +164,3 @@ def test_other_batches_are_refused():
     callback = Throughput()
     with pytest.raises(UserError, match="packs.*list"):
         callback.on_train_batch_end(SimpleNamespace(global_step=0), None, None, [1], 0)
-
-
-def test_step_cost_is_by_document():
-    flops = ModelFlops(1.0, 10.0, 100.0)
-    assert flops.step((2, 3), 4) == 5 + 10 * 13 + 400
