@@ -72,9 +72,7 @@ def test_gradients_equal_those_of_separate_documents(family):
     ours, theirs = dict(lm.base.named_parameters()), dict(twin.named_parameters())
     assert ours.keys() == theirs.keys()
     for name, p in theirs.items():
-        torch.testing.assert_close(
-            ours[name].grad, p.grad, rtol=1e-4, atol=1e-5 * float(p.grad.abs().max()), msg=name
-        )
+        torch.testing.assert_close(ours[name].grad, p.grad, rtol=1e-4, atol=1e-5 * float(p.grad.abs().max()), msg=name)
 
 
 @pytest.mark.parametrize("family, backend", SOME)
@@ -124,14 +122,10 @@ def test_unknown_attention_inputs_are_refused():
         documents_attention(layer, q, q, q, None, cu_seq_lens_q=edges)
 
 
-@pytest.mark.parametrize(
-    "backend, reason", [("varlen", "needs a CUDA device"), ("flex", "needs a CUDA device")]
-)
+@pytest.mark.parametrize("backend, reason", [("varlen", "needs a CUDA device"), ("flex", "needs a CUDA device")])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="these run where there is a GPU")
 def test_gpu_back_ends_are_refused_on_a_cpu(backend, reason):
-    with pytest.raises(
-        UserError, match=rf"attention '{backend}': .*{reason}; usable here: documents, sdpa, eager"
-    ):
+    with pytest.raises(UserError, match=rf"attention '{backend}': .*{reason}; usable here: documents, sdpa, eager"):
         tiny("llama", attention=backend)
 
 

@@ -32,9 +32,7 @@ def test_temperature_divides_the_final_logits(family):
     with torch.no_grad():
         hidden = lm.hidden(*pack(doc))
         want = torch.log_softmax(lm.head(hidden) / 0.3, -1).gather(1, targets[:, None])[:, 0]
-        torch.testing.assert_close(
-            lm.head(hidden, targets, temperature=0.3).logp_S, want, rtol=1e-4, atol=1e-4
-        )
+        torch.testing.assert_close(lm.head(hidden, targets, temperature=0.3).logp_S, want, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(lm.head(hidden, temperature=0.3), lm.head(hidden) / 0.3)
 
 
@@ -78,9 +76,7 @@ def test_copies_are_independent():
     targets = torch.tensor(doc)
     with torch.no_grad():
         hidden = lm.hidden(*pack(doc))
-        assert not torch.allclose(
-            lm.head(hidden, targets).logp_S, torch.tensor(-float(torch.tensor(VOCAB).log()))
-        )
+        assert not torch.allclose(lm.head(hidden, targets).logp_S, torch.tensor(-float(torch.tensor(VOCAB).log())))
         torch.testing.assert_close(
             twin.head(hidden, targets).logp_S, torch.full((6,), -float(torch.tensor(float(VOCAB)).log()))
         )
