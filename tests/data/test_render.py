@@ -5,9 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import END_OF, build_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_tokenizer import END_OF, build_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
