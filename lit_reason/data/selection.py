@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import random
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -105,12 +104,15 @@ def taking_order(
     elif strategy == "middle":
         order = list(_middle_order(total))
     elif strategy == "random":
-        order = list(range(total))
-        digest = hashlib.sha256(f"{seed}\0{row_id}".encode("utf-8", "surrogatepass")).digest()
-        random.Random(int.from_bytes(digest, "big")).shuffle(order)
+        # One hash a thought: the same draw under every version of Python.
+        order = sorted(range(total), key=lambda index: _hash(f"{seed}\0{row_id}\0{index}"))
     else:
         raise ValueError(f"{strategy} does not select thoughts")
     return order
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def last_first(order: Sequence[int], protect: int) -> list[int]:
