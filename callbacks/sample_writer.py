@@ -36,7 +36,8 @@ class SampleWriter(Callback):
         Raises:
             UserError: there is none.
         """
-        sources = [c for c in trainer.callbacks if isinstance(c, VerifiedGeneration)]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        sources = [c for c in callbacks if isinstance(c, VerifiedGeneration)]
         if not sources and stage in ("fit", "validate"):
             raise UserError(
                 "SampleWriter writes what VerifiedGeneration generates, and this run has none: "

@@ -134,15 +134,13 @@ class VerifiedGeneration(Callback):
         """Continue the history of the run that wrote the checkpoint."""
         self.history, self._last_step = list(state_dict["history"]), state_dict["last_step"]
 
-    def _evaluate(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+    def _evaluate(self, trainer: Any, pl_module: Any) -> dict[str, float]:
         """One evaluation, entered in the history; the numbers to log."""
         start = time.perf_counter()
         data = trainer.datamodule
         if self._prompts is None:
             self._prompts = data.eval_prompts(self.limit)
-        with (
-            trainer.precision_plugin.forward_context()
-        ):  # the same arithmetic as in training, autocast included
+        with trainer.precision_plugin.forward_context():  # the same arithmetic as in training, autocast included
             self.last = evaluate(
                 pl_module.lm,
                 pl_module.tokenizer,

@@ -62,7 +62,5 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
         ValueError: an argument is out of range.
     """
     if not 0 <= correct <= samples or not 1 <= k <= samples:
-        raise ValueError(
-            f"pass@{k} needs 0 <= correct <= samples and 1 <= k <= samples, got {correct} of {samples}"
-        )
+        raise ValueError(f"pass@{k} needs 0 <= correct <= samples and 1 <= k <= samples, got {correct} of {samples}")
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)

@@ -204,9 +204,7 @@ BUILTIN: dict[str, Callable[[str, str | None, dict[str, Any]], bool | Verdict]] 
     "choice": check_choice,
 }
 
-_LETTER = re.compile(
-    r"[\s*$({\[\\]*(?:text|mathrm|mathbf)?[\s{(*]*(?:[Oo]ption|[Cc]hoice)?[\s(*]*([A-J])(?![\w'])"
-)
+_LETTER = re.compile(r"[\s*$({\[\\]*(?:text|mathrm|mathbf)?[\s{(*]*(?:[Oo]ption|[Cc]hoice)?[\s(*]*([A-J])(?![\w'])")
 _PARENTHESES = re.compile(r"\(([A-J])\)")
 
 
@@ -242,9 +240,7 @@ def _tolerance(spec: str, option: str) -> Fraction:
     except (ValueError, ZeroDivisionError):
         value = Fraction(-1)
     if value < 0:
-        raise UserError(
-            f"checker is '{spec}'; the tolerance must be a number of at least 0, as in numeric:0.01"
-        )
+        raise UserError(f"checker is '{spec}'; the tolerance must be a number of at least 0, as in numeric:0.01")
     return value
 
 
@@ -259,13 +255,10 @@ def _imported(spec: str, module_name: str, function_name: str) -> Callable[..., 
             raise  # the module is there, and something that it imports is not
         near = did_you_mean(module_name, BUILTIN)
         raise UserError(
-            f"checker is '{spec}': there is no module '{error.name}' on the Python path "
-            f"or in {os.getcwd()}{near}"
+            f"checker is '{spec}': there is no module '{error.name}' on the Python path or in {os.getcwd()}{near}"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         near = did_you_mean(function_name, (n for n in dir(module) if callable(getattr(module, n))))
-        raise UserError(
-            f"checker is '{spec}': module '{module_name}' has no function '{function_name}'{near}"
-        )
+        raise UserError(f"checker is '{spec}': module '{module_name}' has no function '{function_name}'{near}")
     return function

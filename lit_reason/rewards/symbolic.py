@@ -17,9 +17,7 @@ try:
     import math_verify
     from math_verify.errors import TimeoutException
 except ImportError as error:
-    raise UserError(
-        "checker 'boxed' needs the math-verify package: pip install 'lit-reason[eval]'"
-    ) from error
+    raise UserError("checker 'boxed' needs the math-verify package: pip install 'lit-reason[eval]'") from error
 
 
 def equal(text: str, answer: str) -> tuple[bool, str]:

@@ -32,6 +32,8 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from lit_reason.errors import UserError
 from lit_reason.rollout.config import SamplingConfig
 
+_NUCLEUS_GUESS = 1024  # a nucleus is rarely larger, and the likeliest few are found much faster than a full order
+
 
 class HasModel(Protocol):
     """What the sampler needs of a language model."""
@@ -118,9 +120,7 @@ def sample(
     # generates must stay usable in the backward pass of the next training step.
     with torch.inference_mode(False), torch.no_grad(), _generating(lm.hf), bar:
         for batch in batches:
-            for request, ids in zip(
-                batch, _generate(lm.hf, batch, config, stop_ids, pad_id, bar), strict=True
-            ):
+            for request, ids in zip(batch, _generate(lm.hf, batch, config, stop_ids, pad_id, bar), strict=True):
                 done[request.prompt_index, request.sample_index] = _completion(
                     request, ids, tokenizer, stop_ids, pad_id
                 )
@@ -128,12 +128,12 @@ def sample(
 
 
 def draw(logits_BV: Tensor, uniforms_B: Tensor, *, temperature: float, top_p: float, top_k: int) -> Tensor:
-    """One token per row by inverse transform sampling: the token at quantile `uniforms_B` of the row's
-    distribution.
+    """One token per row: the one at quantile `uniforms_B` of the row's distribution, in vocabulary order.
 
     Truncation goes as usual: temperature, then the `top_k` likeliest tokens, then the smallest set of
     likeliest tokens whose mass (among those) reaches `top_p` (nucleus sampling, arXiv 1904.09751 section
-    3.1).
+    3.1). Tokens exactly as likely as the last one kept stay as well, so that ties, common in bfloat16, are
+    not broken by chance.
 
     Args:
         logits_BV: unnormalised log-probabilities.
@@ -147,22 +147,28 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, *, temperature: float, top_p: fl
     """
     exact = torch.float32 if logits_BV.device.type == "mps" else torch.float64  # mps has no float64
     scaled_BV = logits_BV.to(exact) / temperature
-    order_BV = None
-    if top_p < 1 or top_k > 0:
-        scaled_BV, order_BV = scaled_BV.sort(dim=-1, descending=True, stable=True)
-        if top_k > 0:
-            scaled_BV = scaled_BV[:, :top_k]
+    if 0 < top_k < scaled_BV.shape[-1]:
+        last_B1 = scaled_BV.topk(top_k).values[:, -1:]
+        scaled_BV = scaled_BV.masked_fill(scaled_BV < last_B1, -torch.inf)
     mass_BV = scaled_BV.softmax(-1)
-    cdf_BV = mass_BV.cumsum(-1)
     if top_p < 1:
-        mass_BV = mass_BV * (cdf_BV - mass_BV < top_p)  # kept while the mass before it is short of top_p
-        cdf_BV = mass_BV.cumsum(-1)
-    threshold_B1 = uniforms_B.to(exact)[:, None] * cdf_BV[:, -1:]
-    index_B1 = (cdf_BV <= threshold_B1).sum(-1, keepdim=True)
-    # Rounding may put the threshold on the total mass: the last token that has any is meant then.
-    positions_V = torch.arange(mass_BV.shape[-1], device=mass_BV.device)
-    index_B1 = index_B1.minimum((positions_V * (mass_BV > 0)).amax(-1, keepdim=True))
-    return (index_B1 if order_BV is None else order_BV.gather(-1, index_B1)).squeeze(-1)
+        mass_BV = mass_BV * (mass_BV >= _nucleus_floor(mass_BV, top_p))
+    cdf_BV = mass_BV.cumsum(-1)
+    total_B1 = cdf_BV[:, -1:].contiguous()
+    drawn_B1 = torch.searchsorted(cdf_BV, uniforms_B.to(exact)[:, None] * total_B1, right=True)
+    # Rounding may put the quantile on the total mass: the last token that has any is meant then.
+    return drawn_B1.minimum(torch.searchsorted(cdf_BV, total_B1)).squeeze(-1)
+
+
+def _nucleus_floor(mass_BV: Tensor, top_p: float) -> Tensor:
+    """Mass of the least likely token of each row's nucleus, `[B, 1]`."""
+    vocabulary = mass_BV.shape[-1]
+    width = min(_NUCLEUS_GUESS, vocabulary)
+    likeliest = mass_BV.topk(width).values
+    if width < vocabulary and bool((likeliest.sum(-1) < top_p).any()):
+        likeliest = mass_BV.sort(-1, descending=True).values
+    kept = likeliest.cumsum(-1) - likeliest < top_p  # kept while the mass before it is short of top_p
+    return likeliest.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
 
 
 def uniforms(seed: int, ids: Sequence[int], stream: int, count: int) -> np.ndarray:
@@ -258,9 +264,7 @@ def _cut(ids: list[int], stop_ids: Sequence[int]) -> list[int]:
     return ids[: end + 1]
 
 
-def _completion(
-    request: _Request, ids: list[int], tokenizer: Any, stop_ids: Sequence[int], pad_id: int
-) -> Completion:
+def _completion(request: _Request, ids: list[int], tokenizer: Any, stop_ids: Sequence[int], pad_id: int) -> Completion:
     silent = {*stop_ids, pad_id}
     text = tokenizer.decode(
         [token for token in ids if token not in silent],
@@ -271,9 +275,7 @@ def _completion(
     return Completion(request.prompt_index, request.sample_index, ids, text, closed)
 
 
-def _requests(
-    prompts: Sequence[Sequence[int]], config: SamplingConfig, context: int | None
-) -> list[_Request]:
+def _requests(prompts: Sequence[Sequence[int]], config: SamplingConfig, context: int | None) -> list[_Request]:
     """Every (prompt, sample) pair with its own limit of new tokens and its random stream."""
     requests: list[_Request] = []
     seen: Counter[tuple[int, ...]] = Counter()

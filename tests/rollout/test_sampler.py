@@ -119,16 +119,35 @@ LOGITS = torch.tensor([[0.15, 0.5, 0.05, 0.3]]).log()
         ({"top_k": 2}, [(0.0, 1), (0.624, 1), (0.626, 3), (1 - 1e-12, 3)]),
         ({"top_p": 0.5}, [(0.0, 1), (1 - 1e-12, 1)]),
         ({"top_p": 0.51}, [(0.624, 1), (0.626, 3), (1 - 1e-12, 3)]),
-        ({"top_p": 0.9}, [(0.52, 1), (0.53, 3), (0.84, 3), (0.85, 0), (1 - 1e-12, 0)]),
+        ({"top_p": 0.9}, [(0.0, 0), (0.157, 0), (0.158, 1), (0.684, 1), (0.685, 3), (1 - 1e-12, 3)]),
         ({"top_k": 3, "top_p": 0.6}, [(0.62, 1), (0.63, 3), (1 - 1e-12, 3)]),
         ({"top_k": 1}, [(0.99, 1)]),
-        ({"top_k": 99}, [(0.49, 1), (0.51, 3), (0.96, 2)]),
+        ({"top_k": 99}, [(0.149, 0), (0.151, 1), (0.69, 2), (0.71, 3)]),
     ],
 )
 def test_draw_is_the_quantile_function_of_the_truncated_distribution(settings, edges):
     settings = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, **settings}
     u = torch.tensor([e[0] for e in edges], dtype=torch.float64)
     assert draw(LOGITS.expand(len(u), -1), u, **settings).tolist() == [e[1] for e in edges]
+
+
+def test_ties_with_the_last_token_kept_stay():
+    logits = torch.tensor([[0.25, 0.25, 0.25, 0.1, 0.15]]).log().expand(4, -1)
+    u = torch.tensor([0.0, 0.34, 0.67, 1 - 1e-12], dtype=torch.float64)
+    for settings in ({"top_k": 1, "top_p": 1.0}, {"top_k": 0, "top_p": 0.3}):
+        assert draw(logits, u, temperature=1.0, **settings).tolist() == [0, 1, 2, 2]
+
+
+def test_a_nucleus_wider_than_the_guess():
+    """Masses fall slowly over 3000 tokens, so half of the mass needs more than the first guess of 1024."""
+    logits = torch.zeros(2, 4000)
+    logits[:, :3000] += torch.linspace(2.0, 1.0, 3000)
+    mass = logits[0].double().softmax(0)
+    size = int((mass.cumsum(0) < 0.5).sum()) + 1
+    assert 1024 < size < 3000
+    u = torch.tensor([0.5, 1 - 1e-12], dtype=torch.float64)
+    middle = int((mass[:size].cumsum(0) <= 0.5 * mass[:size].sum()).sum())
+    assert draw(logits, u, temperature=1.0, top_p=0.5, top_k=0).tolist() == [middle, size - 1]
 
 
 def test_draw_never_takes_a_token_without_mass():
