@@ -1,0 +1,1 @@
+"""Generated reasoning problems, each with an independent checker, and a student small enough for them."""

@@ -1,0 +1,177 @@
+"""Essential search: find the one pair with a wanted sum by trying pairs in order. The middle cannot be skipped.
+
+The prompt gives every symbol a value, and a target; additions are modulo `modulus`::
+
+    given c7 a2 f9 b4 e0 d5 target 9
+    <think>is c 7.  is a 2.  is f 9.  is b 4.  is e 0.  is d 5.     understanding: the values, in prompt order
+    wait c 7 + a 2 = 9 no ...                                        exploration: pairs in order, each a miss
+    so b 4 + d 5 = 9.  so b d.</think> b d                           convergence: the hit, and the answer
+
+(thoughts are separated by blank lines.) Which pair comes next follows from the pair before; which pair hits is only
+known after all the tries. A student trained on the edges alone must guess the hit.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from lit_reason.errors import UserError
+from lit_reason.tasks.chain import CUES, is_held_out
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Size of the problems.
+
+    Args:
+        symbols: symbols a, b, c, ... that the prompt gives values to.
+        modulus: values lie in [0, modulus).
+        misses_min: fewest pairs tried in vain before the hit.
+    """
+
+    symbols: int = 6
+    modulus: int = 10
+    misses_min: int = 4
+
+    def __post_init__(self) -> None:
+        pairs = self.symbols * (self.symbols - 1) // 2
+        if not 2 <= self.symbols <= 26 or self.modulus < 2 or not 0 <= self.misses_min < pairs:
+            raise UserError(
+                f"search: symbols {self.symbols}, modulus {self.modulus}, misses_min {self.misses_min}: "
+                "2 to 26 symbols, a modulus of at least 2, and fewer misses than pairs are needed"
+            )
+
+    @property
+    def letters(self) -> str:
+        """The symbols."""
+        return "abcdefghijklmnopqrstuvwxyz"[: self.symbols]
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing one of the pairs that may hit."""
+        return 1 / (self.symbols * (self.symbols - 1) // 2 - self.misses_min)
+
+
+@dataclass(frozen=True)
+class SearchProblem:
+    """One problem; exactly one pair hits.
+
+    Attributes:
+        values: value of each symbol, in alphabetical order.
+        shown: the symbols in the order of the prompt, which is the order of the search.
+        target: the wanted sum.
+    """
+
+    values: tuple[int, ...]
+    shown: str
+    target: int
+
+    def value(self, symbol: str) -> int:
+        """Value of a symbol."""
+        return self.values[ord(symbol) - ord("a")]
+
+
+def hits(config: SearchConfig, problem: SearchProblem) -> list[int]:
+    """Numbers of the pairs, in search order, whose sum is the target."""
+    sums = (problem.value(a) + problem.value(b) for a, b in combinations(problem.shown, 2))
+    return [n for n, total in enumerate(sums) if total % config.modulus == problem.target]
+
+
+def draw(config: SearchConfig, rng: random.Random, *, held_out: bool) -> SearchProblem:
+    """A random problem with exactly one hit, its number uniform over those that are late enough.
+
+    Args:
+        config: its size.
+        rng: source of randomness.
+        held_out: draw from the assignments that training never sees, or from the others.
+    """
+    pairs = list(combinations(range(config.symbols), 2))
+    wanted = rng.randrange(config.misses_min, len(pairs))
+    while True:
+        values = tuple(rng.randrange(config.modulus) for _ in range(config.symbols))
+        if is_held_out(values) != held_out:
+            continue
+        shown = list(config.letters)
+        rng.shuffle(shown)
+        a, b = (shown[place] for place in pairs[wanted])
+        target = (values[ord(a) - ord("a")] + values[ord(b) - ord("a")]) % config.modulus
+        problem = SearchProblem(values, "".join(shown), target)
+        if hits(config, problem) == [wanted]:
+            return problem
+
+
+def answer(config: SearchConfig, problem: SearchProblem) -> str:
+    """The two symbols of the hit, in the order of the prompt."""
+    (hit,) = hits(config, problem)
+    return " ".join(list(combinations(problem.shown, 2))[hit])
+
+
+def prompt(problem: SearchProblem) -> str:
+    """What the user asks."""
+    given = " ".join(f"{s}{problem.value(s)}" for s in problem.shown)
+    return f"given {given} target {problem.target}"
+
+
+def thoughts(config: SearchConfig, problem: SearchProblem, rng: random.Random) -> list[str]:
+    """The reasoning: one decoding a symbol, one thought a miss, the hit, and the answer.
+
+    Args:
+        config: size of the problem.
+        problem: the problem.
+        rng: draws the cue words.
+    """
+    pairs = list(combinations(problem.shown, 2))
+    (hit,) = hits(config, problem)
+
+    def tried(pair: tuple[str, str]) -> str:
+        a, b = pair
+        total = (problem.value(a) + problem.value(b)) % config.modulus
+        return f"{a} {problem.value(a)} + {b} {problem.value(b)} = {total}"
+
+    head = [f"is {s} {problem.value(s)}." for s in problem.shown]
+    middle = [f"{rng.choice(CUES)} {tried(pair)} no." for pair in pairs[:hit]]
+    return [*head, *middle, f"so {tried(pairs[hit])}.", f"so {' '.join(pairs[hit])}."]
+
+
+def record(config: SearchConfig, seed: int, index: int, *, held_out: bool) -> dict[str, Any]:
+    """Problem number `index` of a seed, worked out, as a row in messages format.
+
+    Args:
+        config: size of the problems.
+        seed: seed of the set.
+        index: number in the set; the same (seed, index, side) always gives the same row.
+        held_out: from the held-out side.
+    """
+    rng = random.Random(f"search/{seed}/{'held out' if held_out else 'train'}/{index}")
+    problem = draw(config, rng, held_out=held_out)
+    solution = answer(config, problem)
+    trace = "\n\n".join(thoughts(config, problem, rng))
+    return {
+        "messages": [
+            {"role": "user", "content": prompt(problem)},
+            {"role": "assistant", "content": f"<think>{trace}</think> {solution}"},
+        ],
+        "answer": solution,
+    }
+
+
+def words(config: SearchConfig) -> list[str]:
+    """Every token text that can stand in a problem or its trace; blanks belong to the word behind them."""
+    symbols = [f" {s}" for s in config.letters]
+    numbers = [f" {v}" for v in range(config.modulus)]
+    pairs = [s + str(v) for s in symbols for v in range(config.modulus)]
+    return ["\n\n", ".", "given", "is", "so", *CUES, " target", " no", " +", " =", *symbols, *numbers, *pairs]
+
+
+def check(text: str, answer: str | None, metadata: dict[str, Any]) -> bool:
+    """Whether a completion, or the part of it behind the thoughts, names the two symbols, in either order.
+
+    Args:
+        text: `... </think> b d`, or ` b d` alone.
+        answer: the reference, `b d`.
+        metadata: not used.
+    """
+    return answer is not None and sorted(text.rpartition("</think>")[2].split()) == sorted(answer.split())
