@@ -42,9 +42,7 @@ class ChatTemplate:
         try:
             self.traits = probe_template(self.render, tokenizer, self.source, stop_ids)
         except jinja2.TemplateSyntaxError as error:
-            raise UserError(
-                f"the chat template has a syntax error in line {error.lineno}: {error.message}"
-            ) from error
+            raise UserError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from error
 
     def render(
         self,
@@ -130,9 +128,7 @@ class ChatTemplate:
             TemplateMismatch: the answer would land inside the think block, or the turn calls tools.
         """
         if message.tool_calls:
-            raise TemplateMismatch(
-                "a turn that was cut off cannot call tools: their form belongs to the chat template"
-            )
+            raise TemplateMismatch("a turn that was cut off cannot call tools: their form belongs to the chat template")
         traits = self.traits
         trace = reasoning_parts(message, traits.pair.opening, traits.pair.closing)
         opened = opened_marker(prompt)
@@ -140,7 +136,7 @@ class ChatTemplate:
             lead = traits.lead if not traits.lead.strip() else ""
             if trace is None:
                 return lead + message.content
-            opening = trace.opening or (opening_of(trace.closing) + "\n")
+            opening = trace.opening or (opening_of(trace.closing) + "\n" if trace.closing else "")
             return lead + trace.prefix + opening + trace.body + trace.closing + trace.rest
         if trace is None or trace.prefix.strip():
             raise answer_inside(opened.opening)
@@ -163,7 +159,10 @@ def reasoning_parts(message: Message, opening: str, closing: str) -> TraceText |
         The five parts, or None for a turn without thoughts.
     """
     if not message.reasoning:
-        return split_trace(message.content)
+        parts = split_trace(message.content)
+        if parts is None and message.truncated and message.trace and message.content == message.trace.text:
+            return TraceText("", "", message.content, "", "", "open_only")  # cut before its closing marker
+        return parts
     if message.truncated and not message.content:
         return TraceText("", opening, "\n" + message.reasoning.lstrip("\n"), "", "", "open_only")
     body = "\n" + message.reasoning.strip("\n") + "\n"

@@ -151,6 +151,24 @@ def test_seam_ends_with_the_trace(renderer_of):
     ]
 
 
+def test_seam_inside_a_token_starts_with_that_token(renderer_of):
+    trace = Trace(("\nthe ans", "wer is.\n"), (0, 2), 3)
+    message = Message("assistant", f"<think>{trace.text}</think>\n\nred", trained=True, trace=trace)
+    renderer = renderer_of("chatml", seam_tokens=1)
+    [row] = renderer.rows(reply(message))
+    assert [text for name, text in segments(renderer, row) if name == "SEAM"] == [" answer"]
+
+
+def test_two_end_tokens_in_a_row(tokenizer_of):
+    """Where a template ends a turn twice, the first one is what the model stops at; the second is left out."""
+    tokenizer = build_tokenizer("chatml")
+    tokenizer.chat_template = tokenizer.chat_template.replace("'<|im_end|>\\n'", "'<|im_end|></s>\\n'")
+    renderer = Renderer(tokenizer, RenderConfig())
+    [row] = renderer.rows(talk("a", "red", "b", "the end"))
+    assert trained_text(renderer, row) == "red<|im_end|>the end<|im_end|>"
+    assert renderer.tokenizer.decode(row.ids.tolist()).count("red<|im_end|></s>") == 1
+
+
 def test_trimmed_offsets_give_the_same_row(tokenizer_of):
     """Tokenizers that leave blanks out of their offsets (GPT-2's) lead to the same row."""
     plain = build_tokenizer("chatml", eos="<|im_end|>")
@@ -466,6 +484,17 @@ def test_truncated_text_has_no_end_token(renderer_of, name):
     assert renderer.tokenizer.decode(row.ids.tolist()).endswith("<think>\nLet me think.\n\nWait, 12")
     field = Message("assistant", "", reasoning=trace.text[1:], trained=True, truncated=True)
     assert renderer.rows(reply(field))[0].ids.tolist() == row.ids.tolist()
+
+
+def test_thoughts_cut_before_their_closing_marker(renderer_of):
+    """A text whose opening marker was in the prompt is nothing but thoughts once its end is cut off."""
+    trace = Trace(("Let me think.\n\n", "Wait, 12"), (0, 1), 4)
+    message = Message("assistant", trace.text, trained=True, trace=trace, truncated=True)
+    renderer = renderer_of("opens_think")
+    [row] = renderer.rows(reply(message))
+    assert trained_text(renderer, row) == trace.text
+    assert set(row.segment[row.weight > 0]) == {stage(0, 4), stage(1, 4)}
+    assert trained_text(renderer, renderer_of("chatml").rows(reply(message))[0]) == trace.text
 
 
 def test_trace_without_markers(renderer_of):
