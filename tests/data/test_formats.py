@@ -169,6 +169,13 @@ ROWS = {
         None,
         {"rejected"},
     ),
+    "preference of a question": (
+        {"question": "p", "chosen": "good", "rejected": "bad"},
+        "preference",
+        [("user", "p", False), ("assistant", "good", True)],
+        None,
+        {"rejected"},
+    ),
     "preference of conversations": (
         {
             "prompt": "p",
@@ -328,6 +335,22 @@ def test_reasoning_field_of_a_row(row, key):
     assert conversation.messages[-1].reasoning == "hm"
     assert conversation.messages[-1].reasoning_path == (key,)
     assert conversation.metadata == {}
+
+
+def test_row_reasoning_goes_to_the_last_assistant_turn_without_its_own():
+    said = [
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "c"},
+        {"role": "tool", "content": "d"},
+    ]
+    row = {"prompt": "q", "completion": said, "cot": "hm"}
+    read = to_conversation(row, "r")
+    assert [(m.content, m.reasoning) for m in read.messages] == [(c, "hm" if c == "c" else None) for c in "qabcd"]
+    said[2]["thinking"] = "own"
+    read = to_conversation(row, "r")
+    assert [m.reasoning for m in read.messages] == [None, None, None, "own", None]
+    assert read.metadata == {"cot": "hm"}
 
 
 @pytest.mark.parametrize("flag", [True, False, "on", "off", "", [], None, float("nan")])

@@ -173,6 +173,14 @@ def test_the_row_limit_counts_the_bytes_of_a_row(write, name):
     assert quarantine.counts == {"row too large": 1}
 
 
+def test_the_size_of_a_paragraph_counts_its_line_breaks(write):
+    path = write("a.txt", "one\n\nthree\nfour\nfive\n\nsix")
+    assert len(read(path, max_row_bytes=15)[0]) == 3
+    rows, quarantine = read(path, max_row_bytes=14)
+    assert rows == named("a.txt", [{"text": "one"}, {"text": "six"}], [1, 7])
+    assert quarantine.counts == {"row too large": 1}
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt"])
 def test_a_row_of_many_megabytes_is_skipped_without_holding_it(write, tmp_path, name):
     large = b'{"text": "' + b"x" * 24_000_000 + b'"}'
@@ -193,8 +201,10 @@ def test_a_row_of_many_megabytes_is_skipped_without_holding_it(write, tmp_path, 
 
 
 def test_ten_megabytes_are_the_default_limit(write):
-    rows, quarantine = read(write("a.jsonl", '{"n": 1}\n{"a": "' + "x" * 10_000_000 + '"}'))
-    assert len(rows) == 1 and quarantine.counts == {"row too large": 1}
+    rows, quarantine = read(
+        write("a.jsonl", '{"n": 1}\n{"a": "' + "x" * (10_000_000 - 9) + '"}\n{"a": "' + "x" * (10_000_000 - 8) + '"}')
+    )
+    assert len(rows) == 2 and quarantine.counts == {"row too large": 1}
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz"])
@@ -277,6 +287,11 @@ def test_utf16_is_named(write):
 def test_json_of_another_shape(write):
     with pytest.raises(UserError, match="neither a list of objects nor one object a line"):
         read(write("a.json", json.dumps({"data": [1]}, indent=1)))
+
+
+def test_a_bad_line_in_a_json_file_of_lines(write):
+    rows, quarantine = read(write("a.json", '{"a": 1}\n{"a" 2}\n{"a": 3}'))
+    assert rows == named("a.json", [{"a": 1}, {"a": 3}], [1, 3]) and quarantine.total == 1
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
