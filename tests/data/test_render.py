@@ -151,6 +151,14 @@ def test_seam_ends_with_the_trace(renderer_of):
     ]
 
 
+def test_only_cuts_are_seams(renderer_of):
+    trace = Trace(("\nLet me think.\n\n", "Wait.\n\n", "So it is.\n"), (0, 1, 5), 6)
+    message = Message("assistant", f"<think>{trace.text}</think>\n\nred", trained=True, trace=trace)
+    renderer = renderer_of("chatml", seam_tokens=1)
+    [row] = renderer.rows(reply(message))
+    assert [text for name, text in segments(renderer, row) if name == "SEAM"] == ["So"]
+
+
 def test_seam_inside_a_token_starts_with_that_token(renderer_of):
     trace = Trace(("\nthe ans", "wer is.\n"), (0, 2), 3)
     message = Message("assistant", f"<think>{trace.text}</think>\n\nred", trained=True, trace=trace)
@@ -457,6 +465,41 @@ def test_doubled_block_is_refused_and_verbatim_helps(renderer_of):
     assert trained_text(renderer, row) == THINKING + "<|im_end|>"
 
 
+@pytest.fixture
+def raw_in_open_block():
+    """A generation prompt that opens the block, before contents that are written as they are."""
+    tokenizer = build_tokenizer("chatml", eos="<|im_end|>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ '<think>\n' if m.role == 'assistant' }}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+    )
+    return Renderer(tokenizer, RenderConfig())
+
+
+def test_block_opened_by_prompt_and_text_is_refused(raw_in_open_block):
+    with pytest.raises(TemplateMismatch, match="doubles the think block: it is opened 2 times"):
+        raw_in_open_block.rows(talk("the colour?", THINKING))
+    with pytest.raises(TemplateMismatch, match="doubles the think block: it is opened 2 times"):
+        raw_in_open_block.rows(talk("the colour?", "<think>\n\n</think>\n\nred"))
+
+
+def test_answer_in_a_block_that_nothing_closes_is_refused(raw_in_open_block):
+    with pytest.raises(TemplateMismatch, match="opens <think> but the turn has no thoughts"):
+        raw_in_open_block.rows(talk("the colour?", "red"))
+
+
+def test_rewritten_answer_is_refused(tokenizer_of):
+    tokenizer = build_tokenizer("chatml", eos="<|im_end|>")
+    tokenizer.chat_template = tokenizer.chat_template.replace("~ turn.content", "~ turn.content.replace('4', '5')")
+    renderer = Renderer(tokenizer, RenderConfig())
+    assert renderer.rows(talk("the colour?", "red"))
+    with pytest.raises(TemplateMismatch, match="rewrites the end of a turn: it ends '52' instead of '42'"):
+        renderer.rows(talk("the colour?", "42"))
+    with pytest.raises(TemplateMismatch, match="does not write the thoughts of a turn: .*12 . 30 is 42"):
+        renderer.rows(talk("the colour?", THINKING.replace("answer is 42", "answer is it")))
+
+
 def test_answer_without_thoughts_is_not_put_into_an_open_block(renderer_of):
     with pytest.raises(TemplateMismatch, match="opens <think> but the turn has no thoughts"):
         renderer_of("drops_thoughts", turn_text="verbatim").rows(talk("the colour?", "red"))
@@ -484,6 +527,15 @@ def test_truncated_text_has_no_end_token(renderer_of, name):
     assert renderer.tokenizer.decode(row.ids.tolist()).endswith("<think>\nLet me think.\n\nWait, 12")
     field = Message("assistant", "", reasoning=trace.text[1:], trained=True, truncated=True)
     assert renderer.rows(reply(field))[0].ids.tolist() == row.ids.tolist()
+
+
+def test_turn_cut_off_in_mid_conversation_ends_its_row(renderer_of):
+    """The turn behind it is trained with the history closed, in a row of its own."""
+    first = Message("assistant", "the ans", trained=True, truncated=True)
+    later = talk("again", "red").messages
+    renderer = renderer_of("chatml")
+    rows = renderer.rows(Conversation((Message("user", "the colour?"), first, *later), "f:1"))
+    assert [trained_text(renderer, row) for row in rows] == ["the ans", "red<|im_end|>"]
 
 
 def test_thoughts_cut_before_their_closing_marker(renderer_of):
@@ -565,6 +617,19 @@ def test_tokenizer_that_puts_blanks_before_texts(tokenizer_of):
     tokens = tokenizer.convert_ids_to_tokens(row.ids.tolist())
     assert tokens[: len(prompt)][-1] == "\n"
     assert tokens[len(prompt) :] == ["\n", "r", "e", "d", "</s>"]
+
+    piece = renderer.encoder.encode_piece("\nred")
+    assert piece.start.tolist() == [0, 1, 2, 3] and piece.end.tolist() == [1, 2, 3, 4]
+
+
+def test_unknown_word_across_the_border_is_cut_there():
+    """Prompt alone and whole text have the same ids here, and still the token belongs to both sides."""
+    backend = Tokenizer(models.WordLevel({"<end>": 0, "<unk>": 1, "two": 2}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", unk_token="<unk>")
+    [row] = Renderer(tokenizer, RenderConfig()).rows(talk("fo", "o two"))
+    assert row.ids.tolist() == [1, 1, 2, 0]
+    assert row.weight.tolist() == [0, 1, 1, 1]
 
 
 # --- plain texts ---
@@ -743,7 +808,9 @@ def test_padding_state_of_the_tokenizer_does_no_harm(renderer_of):
     """Generation pads and cuts through the same tokenizer object."""
     renderer = renderer_of("chatml", tokenizer=build_tokenizer("chatml", eos="<|im_end|>"))
     before = renderer.rows(talk("a", "red"))[0].ids.tolist()
-    renderer.tokenizer(["a", "the end of a turn"], padding="max_length", truncation=True, max_length=4)
+    renderer.tokenizer(["a", "the end of a turn"], truncation=True, max_length=2)
+    assert renderer.rows(talk("a", "red"))[0].ids.tolist() == before
+    renderer.tokenizer(["a", "the end of a turn"], padding="max_length", max_length=64)
     assert renderer.rows(talk("a", "red"))[0].ids.tolist() == before
 
 
