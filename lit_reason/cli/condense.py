@@ -71,9 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("source", metavar="IN", help="JSONL, JSON or parquet file, saved data set or hub id")
-    parser.add_argument(
-        "target", metavar="OUT", help="file to write: .jsonl, .ndjson, .json (a list) or .parquet"
-    )
+    parser.add_argument("target", metavar="OUT", help="file to write: .jsonl, .ndjson, .json (a list) or .parquet")
     rules = parser.add_argument_group("condensation")
     texts = field_help(CondenseConfig)
     kinds = get_type_hints(CondenseConfig)
@@ -180,9 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _condense_rows(
-    condenser: Condenser, source: str, quarantine: Quarantine, options: dict[str, Any], put: Put
-) -> int:
+def _condense_rows(condenser: Condenser, source: str, quarantine: Quarantine, options: dict[str, Any], put: Put) -> int:
     """Every row of the source through the condenser; returns how many were written."""
     from tqdm import tqdm
 
@@ -194,9 +190,7 @@ def _condense_rows(
     with tqdm(total=total, unit="B", unit_scale=True, desc="condense", disable=None, delay=1) as bar:
         for row_id, record in read_records(source, quarantine):
             try:
-                conversation = to_conversation(
-                    record, row_id, format=options["format"], train_on=options["train_on"]
-                )
+                conversation = to_conversation(record, row_id, format=options["format"], train_on=options["train_on"])
                 condensed = condenser(conversation)
             except RowError as error:
                 quarantine.add(row_id, error, record)
@@ -217,11 +211,7 @@ def _characters(conversation: Conversation) -> int:
 def _bytes_of(source: str) -> int | None:
     """Size of a plain file; None where the rows' size is not that of the file."""
     path = Path(source)
-    return (
-        path.stat().st_size
-        if path.is_file() and path.suffix in (".jsonl", ".ndjson", ".json", ".txt")
-        else None
-    )
+    return path.stat().st_size if path.is_file() and path.suffix in (".jsonl", ".ndjson", ".json", ".txt") else None
 
 
 def _beside(target: Path, name: str) -> Path:

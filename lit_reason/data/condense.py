@@ -131,9 +131,7 @@ class Condenser:
         trace, by_tokens = (None, False) if reason else self._condensed(conversation, index, plan)
         if trace is None or trace == plan.trace:
             n = len(plan.trace.thoughts)
-            reason = reason or (
-                "no shorter trace keeps the answer" if trace is None else "every thought stays"
-            )
+            reason = reason or ("no shorter trace keeps the answer" if trace is None else "every thought stays")
             record = TurnRecord(reason, (n, n), (before, before), (solution, solution))
             return replace(message, trace=plan.trace), record
         after = self._trace_tokens(plan, trace)
@@ -187,14 +185,10 @@ class Condenser:
         config = self.config
         if config.segmenter == "presplit":
             if parts.case != "field" or message.trace is None:
-                raise RowError(
-                    "no list of thoughts: segmenter presplit needs reasoning that is a list of texts"
-                )
+                raise RowError("no list of thoughts: segmenter presplit needs reasoning that is a list of texts")
             thoughts = [thought for thought in message.trace.thoughts if thought]
         else:
-            thoughts = segment(
-                parts.body, config.segmenter, min_chars=config.min_chars, pattern=self._pattern
-            )
+            thoughts = segment(parts.body, config.segmenter, min_chars=config.min_chars, pattern=self._pattern)
         sizes = [self.count_tokens(thought) for thought in thoughts]
         if config.segmenter in _FROM_TEXT and giant(sizes) is not None:
             thoughts = split_giant(thoughts, sizes, config.min_chars)
@@ -244,9 +238,7 @@ class Condenser:
     def _selected(self, plan: TurnPlan, chosen: list[int]) -> Callable[[int], Trace]:
         total = len(plan.trace.thoughts)
         kept = set(chosen)
-        return lambda tail: subtrace(
-            plan.trace, sorted(kept | set(range(total - tail, total))), self.config.bridge
-        )
+        return lambda tail: subtrace(plan.trace, sorted(kept | set(range(total - tail, total))), self.config.bridge)
 
     def _pruned(self, conversation: Conversation, index: int, plan: TurnPlan) -> Callable[[int], Trace]:
         before = [m.content for m in conversation.messages[:index]]
@@ -270,9 +262,7 @@ class Condenser:
 
     # ---- whole rows
 
-    def _truncate(
-        self, conversation: Conversation, prompt: int, records: list[TurnRecord]
-    ) -> Conversation | None:
+    def _truncate(self, conversation: Conversation, prompt: int, records: list[TurnRecord]) -> Conversation | None:
         cut = truncate(conversation, self.config.tau, self.count_tokens)
         if cut is None:
             self.ledger.dropped("nothing trained before the cut")
@@ -346,17 +336,13 @@ class Condenser:
         n = len(plan.trace.thoughts)
         return [(k, n) for k in range(least_kept(self._by, plan.protect), n)]
 
-    def _at_share(
-        self, conversation: Conversation, plans: dict[int, TurnPlan], share: Fraction
-    ) -> Conversation | None:
+    def _at_share(self, conversation: Conversation, plans: dict[int, TurnPlan], share: Fraction) -> Conversation | None:
         messages = list(conversation.messages)
         for index, plan in plans.items():
             order = self._order(plan, conversation.row_id)
             kept = kept_count(len(order), share, least_kept(self._by, plan.protect))
             try:
-                trace = plan.keep_answer(
-                    self._selected(plan, order[:kept]), self.config.on_answer_lost, Counter()
-                )
+                trace = plan.keep_answer(self._selected(plan, order[:kept]), self.config.on_answer_lost, Counter())
             except RowDropped:
                 return None
             if trace is not None:
@@ -371,9 +357,7 @@ class Condenser:
                 self.ledger.thoughts["after"] -= len(old.trace.thoughts) - len(new.trace.thoughts)
 
     def _count(self, message: Message) -> int:
-        return self.count_tokens(message.content) + (
-            self.count_tokens(message.reasoning) if message.reasoning else 0
-        )
+        return self.count_tokens(message.content) + (self.count_tokens(message.reasoning) if message.reasoning else 0)
 
     def _trace_tokens(self, plan: TurnPlan, trace: Trace) -> int:
         if self.config.strategy in BY_THOUGHT and not self.config.bridge:

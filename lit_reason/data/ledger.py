@@ -144,9 +144,7 @@ class Ledger:
         lines.append(f"thoughts  {self.thoughts['before']:,} -> {self.thoughts['after']:,}")
         if self.thoughts["traces"]:
             mean, each = derived["mean_thoughts"], derived["mean_tokens_per_thought"]
-            lines.append(
-                f"  {mean:.1f} a trace in {self.thoughts['traces']:,} traces, {each:.1f} {unit} a thought"
-            )
+            lines.append(f"  {mean:.1f} a trace in {self.thoughts['traces']:,} traces, {each:.1f} {unit} a thought")
         if self.condensed["turns"]:
             thought, token = derived["thought_ratio"], derived["token_ratio"]
             lines.append(f"  in condensed traces kept: {thought:.1%} of thoughts, {token:.1%} of {unit}")
@@ -159,9 +157,7 @@ class Ledger:
             after = self.tokens_after[part] if part != "all" else sum(self.tokens_after.values())
             share = f"{after / before:.1%}" if before else "-"
             lines.append(f"  {part:<12}{before:>14,}{after:>14,}{share:>9}")
-        lines.append(
-            f"predicted time saved  {self.predicted_time_saved:.1%}  (1 - after / before over all {unit})"
-        )
+        lines.append(f"predicted time saved  {self.predicted_time_saved:.1%}  (1 - after / before over all {unit})")
         if self.answers:
             lines.append("answers  " + ", ".join(f"{n:,} {what}" for what, n in self.answers.most_common()))
         if self.fit:

@@ -98,9 +98,7 @@ def row_writer(path: Path, name: Path, like: str) -> Iterator[Put]:
 @contextmanager
 def _parquet_writer(path: Path, like: str) -> Iterator[Put]:
     if not like.endswith(".parquet") or not Path(like).is_file():
-        raise UserError(
-            f"parquet rows can only be written from one parquet file, not from {like}: write .jsonl"
-        )
+        raise UserError(f"parquet rows can only be written from one parquet file, not from {like}: write .jsonl")
     try:
         import pyarrow
         import pyarrow.parquet

@@ -80,9 +80,7 @@ def edge_counts(kept: int, rho: float) -> tuple[int, int]:
     return kept - tail, tail
 
 
-def taking_order(
-    total: int, strategy: str, *, rho: float = 0.5, seed: int = 0, row_id: str = ""
-) -> list[int]:
+def taking_order(total: int, strategy: str, *, rho: float = 0.5, seed: int = 0, row_id: str = "") -> list[int]:
     """The order in which a strategy takes the thoughts of a trace.
 
     Args:
@@ -127,9 +125,10 @@ def last_first(order: Sequence[int], protect: int) -> list[int]:
 
 
 def _edges_order(total: int, rho: float) -> Iterator[int]:
+    above, below = exact(rho).as_integer_ratio()
     tail = 0
     for kept in range(1, total + 1):
-        grown = edge_counts(kept, rho)[1]
+        grown = above * kept // below  # as in edge_counts
         yield total - grown if grown > tail else kept - grown - 1
         tail = grown
 

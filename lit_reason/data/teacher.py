@@ -54,9 +54,7 @@ def load_teacher(path: str) -> Teacher:
         if tokenizer.chat_template:
             turn = [{"role": "user", "content": text}]
             text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        coded = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template).to(
-            model.device
-        )
+        coded = tokenizer(text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template).to(model.device)
         made = model.generate(**coded, max_new_tokens=2 * target_tokens, do_sample=False)
         answer = tokenizer.decode(made[0, coded["input_ids"].shape[1] :], skip_special_tokens=True)
         thought = split_trace(answer)  # a reasoning teacher thinks before it writes

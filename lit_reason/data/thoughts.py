@@ -33,15 +33,14 @@ CUES: tuple[str, ...] = (
     "whereas",
 )
 
-MATH_SPAN = (
-    4000  # characters; a longer `$$ .. $$` or `\[ .. \]` is a stray delimiter, not display mathematics
-)
+MATH_SPAN = 4000  # characters; a longer `$$ .. $$` or `\[ .. \]` is a stray delimiter, not display mathematics
 _MAX_FENCE = 8  # fence lengths above this count as equal, so that a text has few distinct ones
 
 _BLANK = re.compile(r"\n[^\S\n]*\n\s*")
 _LINE = re.compile(r"\n\s*")
 _CUE = re.compile(rf"(?<!\S)(?:{'|'.join(CUES)})(?=[\s,.])", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]*]*\s+")
+_GUARD_MARKS = ("```", "~~~", "$$", "\\[", "\\begin{")  # a text with none of them has nothing to guard
 _GUARD = re.compile(
     r"^[^\S\n]*(?P<fence>`{3,}|~{3,})(?P<info>[^\n]*)$"
     r"|(?P<escape>\\\\)"  # a LaTeX row end; without it `\\[2pt]` would read as `\[`
@@ -84,9 +83,7 @@ def segment(
         return _pieces(text, [s for s in starts if _CUE.match(text, _skip_blanks(text, s))])
     if segmenter == "regex" and pattern is not None:
         return _pieces(text, _guarded(text, (m.end() for m in pattern.finditer(text) if m.end())))
-    raise UserError(
-        f"segmenter '{segmenter}' needs " + ("a pattern" if segmenter == "regex" else "a list of thoughts")
-    )
+    raise UserError(f"segmenter '{segmenter}' needs " + ("a pattern" if segmenter == "regex" else "a list of thoughts"))
 
 
 def sentences(text: str, min_chars: int = 16) -> list[str]:
@@ -240,6 +237,8 @@ def guarded_spans(text: str) -> list[tuple[int, int]]:
     Returns:
         Disjoint `(start, end)` character offsets in ascending order.
     """
+    if not any(mark in text for mark in _GUARD_MARKS):
+        return []
     tokens = [m for m in _GUARD.finditer(text) if not m["escape"]]
     closer = _closers(tokens)
     spans = []

@@ -11,9 +11,7 @@ from lit_reason.data.conversation import Conversation, Message, Trace
 from lit_reason.data.selection import kept_count
 
 
-def truncate(
-    conversation: Conversation, tau: float, count_tokens: Callable[[str], int]
-) -> Conversation | None:
+def truncate(conversation: Conversation, tau: float, count_tokens: Callable[[str], int]) -> Conversation | None:
     """The first `ceil(tau T)` of a conversation's T tokens, prompt included.
 
     The turn in which the cut falls is marked `truncated`, so that no end token is trained after it. A cut

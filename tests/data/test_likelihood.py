@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_reason.data.conversation import Trace
-from lit_reason.data.likelihood import prune_tokens, window_nll
+from lit_reason.data.likelihood import load_scorer, prune_tokens, window_nll
+from lit_reason.data.teacher import load_teacher
 
 
 def trace_of(*thoughts):
@@ -82,3 +83,41 @@ def test_windows_give_the_likelihoods_of_one_pass(length, limit):
         expected = math.log(logits.exp().sum()) - logits[ids[at]]
         assert nll[at] == pytest.approx(float(expected), abs=1e-5)
     assert model.longest <= limit
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory, tokenizer_of):
+    """Folder of a random Llama with a chat template."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = tokenizer_of("chatml", eos="<|im_end|>")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, eos_token_id=5, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder), tokenizer
+
+
+def test_scores_of_a_model_are_its_losses(tiny_model):
+    from transformers import AutoModelForCausalLM
+
+    folder, tokenizer = tiny_model
+    prefix, body = "user: the colour?", "Wait, é 12 + 30 is 42.\n\nSo"
+    spans = load_scorer(folder)(prefix, body)
+    assert spans[0][0] == 0 and max(end for _, end, _ in spans) == len(body)
+    before, after = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (prefix, body))
+    ids = torch.tensor([before + after])
+    labels = torch.tensor([[-100] * len(before) + after])
+    loss = AutoModelForCausalLM.from_pretrained(folder)(ids, labels=labels).loss.item()
+    assert sum(nll for _, _, nll in spans) / len(spans) == pytest.approx(loss, rel=1e-4)
+    assert len(load_scorer(folder)("", body)) == len(spans)
+
+
+def test_a_teacher_model_writes_at_most_twice_the_tokens(tiny_model):
+    folder, tokenizer = tiny_model
+    teacher = load_teacher(folder)
+    text = teacher("what?", "Let me think. Wait", 4)
+    assert text == teacher("what?", "Let me think. Wait", 4)
+    assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= 8 + 2
