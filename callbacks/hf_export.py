@@ -26,9 +26,7 @@ class HFExport(Callback):
             first `ModelCheckpoint` that monitors a metric.
     """
 
-    def __init__(
-        self, folder: str = "export", merge: bool = True, which: Literal["last", "best"] = "last"
-    ) -> None:
+    def __init__(self, folder: str = "export", merge: bool = True, which: Literal["last", "best"] = "last") -> None:
         if which not in ("last", "best"):
             raise UserError(f"HFExport.which is {which!r}; allowed: last, best")
         self.folder, self.merge, self.which = folder, merge, which
@@ -52,42 +50,34 @@ class HFExport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export; the last moment, when every checkpoint of the run is on disk."""
-        target = (
-            run_folder(trainer) / self.folder
-        )  # asks all processes for the folder, so not on rank 0 alone
+        target = run_folder(trainer) / self.folder  # asks all processes for the folder, so not on rank 0 alone
         if not trainer.is_global_zero:
             return
         best = best_checkpoint(trainer) if self.which == "best" else None
         if self.which == "best" and best is None:
-            rank_zero_warn(
-                "No checkpoint was ever scored in this run: HFExport writes the last weights instead."
-            )
+            rank_zero_warn("No checkpoint was ever scored in this run: HFExport writes the last weights instead.")
         if best is None:
             self._export(pl_module, target)
             return
         weights = checkpoint_weights(best)
         # Only what the checkpoint replaces: with an adapter, a large frozen base is left alone.
-        kept = {
-            name: v.detach().cpu().clone() for name, v in pl_module.state_dict().items() if name in weights
-        }
+        kept = {name: v.detach().cpu().clone() for name, v in pl_module.state_dict().items() if name in weights}
         try:
             pl_module.load_state_dict(weights, strict=pl_module.strict_loading)
             self._export(pl_module, target)
         finally:
             pl_module.load_state_dict(kept, strict=pl_module.strict_loading)
 
-    def _export(self, pl_module: LightningModule, target: Path) -> None:
+    def _export(self, regime: Any, target: Path) -> None:
         from lit_reason.models.export import export_model
 
-        export_model(pl_module.lm, pl_module.tokenizer, target, merge=self.merge)
+        export_model(regime.lm, regime.tokenizer, target, merge=self.merge)
         rank_zero_info(f"Exported the model to {target}")
 
 
 def monitoring_checkpoint(trainer: Trainer) -> ModelCheckpoint | None:
     """The first `ModelCheckpoint` of the run that monitors a metric."""
-    found = (
-        c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None
-    )
+    found = (c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None)
     return next(found, None)
 
 
@@ -107,9 +97,7 @@ def checkpoint_weights(path: Path) -> dict[str, Any]:
         UserError: the file is missing, or is not a checkpoint.
     """
     if not path.is_file():
-        raise UserError(
-            f"best checkpoint {path} is not there any more: it was moved or deleted during the run"
-        )
+        raise UserError(f"best checkpoint {path} is not there any more: it was moved or deleted during the run")
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     if "state_dict" not in checkpoint:
         raise UserError(f"{path} holds no `state_dict`: it is not a Lightning checkpoint")

@@ -13,6 +13,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice, zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -122,7 +123,7 @@ def metrics_file(trainer: Trainer, folder: Path) -> Path:
 
 
 def run_facts(
-    trainer: Trainer,
+    trainer: Any,
     pl_module: LightningModule,
     folder: Path,
     status: str,

@@ -129,7 +129,7 @@ class Throughput(Callback):
 
     # ---- training ------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Count the model's operations and measure what the device can do (less than a second)."""
         self._step = trainer.global_step
         replicas = getattr(trainer.strategy, "distributed_sampler_kwargs", {}).get("num_replicas", 1)
@@ -170,7 +170,7 @@ class Throughput(Callback):
             return  # a micro-batch within an optimizer step
         self._step = trainer.global_step
         own.steps += 1
-        if trainer.log_every_n_steps and trainer._logger_connector.should_update_logs:
+        if trainer._logger_connector.should_update_logs:
             # Lightning hands these to the loggers right after this hook, in the training loss's own row.
             pl_module.log_dict(self._close_window(trainer, pl_module), on_step=True, on_epoch=False, batch_size=1)
 
@@ -208,7 +208,7 @@ class Throughput(Callback):
         return metrics
 
 
-def _generators(trainer: Trainer) -> list[VerifiedGeneration]:
+def _generators(trainer: Any) -> list[VerifiedGeneration]:
     return [c for c in trainer.callbacks if isinstance(c, VerifiedGeneration)]
 
 
@@ -220,7 +220,7 @@ def _difference(a: Totals, b: Totals) -> Totals:
     return Totals(*(getattr(a, f.name) - getattr(b, f.name) for f in dataclasses.fields(Totals)))
 
 
-def _compute_dtype(trainer: Trainer, pl_module: LightningModule) -> torch.dtype:
+def _compute_dtype(trainer: Trainer, pl_module: Any) -> torch.dtype:
     """The precision in which the matrix products run."""
     precision = str(trainer.precision)
     if precision.startswith("bf16"):

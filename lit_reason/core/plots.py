@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from markupsafe import Markup, escape
@@ -206,7 +207,7 @@ def _newest(curve: Curve, percent: bool) -> str:
     return f"{value:.0%}" if percent else short(value)
 
 
-_STYLE = {
+_STYLE: Any = {
     "svg.hashsalt": "lit-reason",  # the same plot gives the same text
     "svg.fonttype": "none",  # text stays text: it takes the page's font and colour
     "text.parse_math": False,
