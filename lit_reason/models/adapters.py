@@ -70,6 +70,7 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
 
     if getattr(model, "quantization_method", None) is not None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        _keep_weights_fixed(model)
     if adapter.folder is not None:
         return _continue(model, adapter.folder)
     config = LoraConfig(
@@ -80,6 +81,17 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
         task_type=TaskType.CAUSAL_LM,
     )
     return get_peft_model(model, config)
+
+
+def _keep_weights_fixed(model: PreTrainedModel) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights on a CPU.
+
+    On CPUs with bfloat16 instructions its first evaluation rounds the block scales to bfloat16 for good, so
+    validating a model would change what training continues with; widths below the block size fail altogether.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _targets(model: PreTrainedModel, targets: str | list[str]) -> str | list[str]:
@@ -96,9 +108,7 @@ def _targets(model: PreTrainedModel, targets: str | list[str]) -> str | list[str
         matched = [name for name in names if name == target or name.endswith("." + target)]
         if not matched:
             hint = did_you_mean(target, suffixes)
-            raise UserError(
-                f"adapter.targets: no linear layer '{target}'; this model has {', '.join(suffixes)}{hint}"
-            )
+            raise UserError(f"adapter.targets: no linear layer '{target}'; this model has {', '.join(suffixes)}{hint}")
         if any(model.get_submodule(name) is head for name in matched):
             raise UserError(
                 f"adapter.targets: '{target}' is the output layer, which cannot have an adapter. "

@@ -17,6 +17,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,13 +109,15 @@ def plain_model(lm: LanguageModel, dtype: torch.dtype | None = None) -> PreTrain
 def _merged_state(base: PreTrainedModel, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Plain parameter and buffer names to tensors, adapters merged and quantised weights dequantised."""
     state: dict[str, Tensor] = {}
-    same: dict[int, Tensor] = {}  # tied tensors stay one tensor after a cast
+    cast: dict[int, tuple[Tensor, Tensor]] = {}  # tied tensors stay one; holding the source keeps its id unique
 
     def put(name: str, tensor: Tensor) -> None:
         if dtype is None or not tensor.is_floating_point():
             state[name] = tensor
         else:
-            state[name] = same.setdefault(id(tensor), tensor.detach().to(dtype))
+            if id(tensor) not in cast:
+                cast[id(tensor)] = (tensor, tensor.detach().to(dtype))
+            state[name] = cast[id(tensor)][1]
 
     def walk(module: nn.Module, prefix: str) -> None:
         if hasattr(module, "modules_to_save"):
@@ -122,7 +125,7 @@ def _merged_state(base: PreTrainedModel, dtype: torch.dtype | None) -> dict[str,
             return
         layer = module.base_layer if hasattr(module, "base_layer") else module
         if hasattr(module, "base_layer") or _is_quantised(layer):
-            put(prefix + "weight", _merged_weight(module, layer))  # type: ignore[arg-type]
+            put(prefix + "weight", _merged_weight(module, layer))
             if getattr(layer, "bias", None) is not None:
                 put(prefix + "bias", layer.bias)  # type: ignore[arg-type]
             return
@@ -143,19 +146,26 @@ def _is_quantised(layer: nn.Module) -> bool:
     return weight is not None and hasattr(layer, "compute_dtype" if weight.dtype == torch.uint8 else "state")
 
 
-def _merged_weight(module: nn.Module, layer: nn.Module) -> Tensor:
+def _merged_weight(module: nn.Module, layer: Any) -> Tensor:
     """W + sum of the active adapters' updates, summed in float32; in W's dtype unless W was quantised."""
     weight = layer.weight
-    dtype = weight.dtype if weight.is_floating_point() else torch.float32  # type: ignore[union-attr,operator]
-    if not weight.is_floating_point():  # type: ignore[union-attr,operator]
-        from peft.utils.integrations import dequantize_module_weight
-
-        weight = dequantize_module_weight(layer)
-    total = weight.to(torch.float32)  # type: ignore[union-attr]
+    dtype = weight.dtype if weight.is_floating_point() else torch.float32
+    total = weight.to(torch.float32) if weight.is_floating_point() else _dequantised(layer)
     for name in getattr(module, "active_adapters", ()) if layer is not module else ():
         if name in module.lora_A:  # type: ignore[operator]
             total = total + module.get_delta_weight(name).to(torch.float32)  # type: ignore[operator]
-    return total.to(dtype)  # type: ignore[arg-type]
+    return total.to(dtype)
+
+
+def _dequantised(layer: Any) -> Tensor:
+    """The float32 weight of a bitsandbytes layer, leaving the layer as it is."""
+    weight = layer.weight
+    if weight.dtype == torch.int8:
+        scale = layer.state.SCB if layer.state.SCB is not None else weight.SCB
+        return weight.data.to(torch.float32) * (scale.to(torch.float32)[:, None] / 127)
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, weight.quant_state).to(torch.float32)
 
 
 def _load(plain: PreTrainedModel, state: dict[str, Tensor]) -> None:
@@ -167,9 +177,7 @@ def _load(plain: PreTrainedModel, state: dict[str, Tensor]) -> None:
 def _refuse_foreign(place: Path) -> None:
     if place.is_dir() and any(place.iterdir()) and not any((place / name).is_file() for name in EXPORT_FILES):
         found = ", ".join(sorted(p.name for p in place.iterdir())[:5])
-        raise UserError(
-            f"export: {place} holds files that are no model export ({found}); choose another folder"
-        )
+        raise UserError(f"export: {place} holds files that are no model export ({found}); choose another folder")
     if place.exists() and not place.is_dir():
         raise UserError(f"export: {place} is a file; give a folder")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -42,9 +43,7 @@ def locate(given: str, what: str) -> tuple[str, dict[str, str]]:
         if path.suffix.lower() != ".gguf":
             raise UserError(f"{what}: {given} is a file; give a model folder, a .gguf file or a hub id")
         if importlib.util.find_spec("gguf") is None:
-            raise UserError(
-                f"{what}: reading {path.name} needs the gguf package: pip install 'lit-reason[gguf]'"
-            )
+            raise UserError(f"{what}: reading {path.name} needs the gguf package: pip install 'lit-reason[gguf]'")
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
         return str(path), {}
@@ -72,8 +71,7 @@ def hub_errors(given: str, what: str) -> Iterator[None]:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"{what}: {given} brings its own Python code; set trust_remote_code: true only if you "
-                "trust its author"
+                f"{what}: {given} brings its own Python code; set trust_remote_code: true only if you trust its author"
             ) from error
         if Path(given).expanduser().exists():
             raise UserError(f"{what}: cannot read {given}: {first}") from error
@@ -82,8 +80,7 @@ def hub_errors(given: str, what: str) -> Iterator[None]:
         near = difflib.get_close_matches(given, [p.name for p in Path.cwd().iterdir() if p.is_dir()], n=1)
         hint = f"; did you mean the folder '{near[0]}'?" if near else ""
         raise UserError(
-            f"{what}: '{given}' is no local folder and could not be had from the Hugging Face hub "
-            f"({reason}){hint}"
+            f"{what}: '{given}' is no local folder and could not be had from the Hugging Face hub ({reason}){hint}"
         ) from error
 
 
@@ -104,15 +101,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     if given is None:
         raise UserError("tokenizer: a model made from `config` has no tokenizer of its own; set `tokenizer`")
     source, gguf = locate(given, what)
-    if (
-        not gguf
-        and Path(source).is_dir()
-        and not any((Path(source) / name).is_file() for name in TOKENIZER_FILES)
-    ):
+    if not gguf and Path(source).is_dir() and not any((Path(source) / name).is_file() for name in TOKENIZER_FILES):
         found = ", ".join(sorted(p.name for p in Path(source).iterdir())[:8]) or "nothing"
-        raise UserError(
-            f"{what}: no tokenizer in {given} (found {found}); set `tokenizer` to a folder that has one"
-        )
+        raise UserError(f"{what}: no tokenizer in {given} (found {found}); set `tokenizer` to a folder that has one")
     with hub_errors(given, what):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code, **gguf)
     if config.chat_template is not None:
@@ -126,9 +117,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 def resolve_dtype(name: str) -> torch.dtype:
     """The dtype of weights and computation: `auto` is bfloat16 on a GPU that has it, else float32."""
     if name == "auto":
-        return (
-            torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
-        )
+        return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
     return getattr(torch, name)
 
 
@@ -154,9 +143,7 @@ def load_model(config: ModelConfig, quantization: Any = None) -> PreTrainedModel
         UserError: nothing to read there, a wrong override, or both or neither of `path` and `config` given.
     """
     if (config.path is None) == (config.config is None):
-        raise UserError(
-            "model: give exactly one of `path` (folder, .gguf file, hub id) and `config` (random weights)"
-        )
+        raise UserError("model: give exactly one of `path` (folder, .gguf file, hub id) and `config` (random weights)")
     dtype = resolve_dtype(config.dtype)
     with own_random_stream():
         if config.config is not None:
@@ -182,13 +169,19 @@ def _read(config: ModelConfig, dtype: torch.dtype, quantization: Any) -> PreTrai
     with hub_errors(given, "model path"):
         fields = AutoConfig.from_pretrained(source, **remote, **gguf)
     fields = _overridden(fields, config.overrides)
-    later = quantization if gguf else None  # transformers does not quantise while it reads a GGUF file
-    now = {} if gguf or quantization is None else {"quantization_config": quantization}
+    now, later = quantization, None
+    if gguf:  # transformers does not quantise to another format while it reads a GGUF file
+        now, later = _unpack_blocks(), quantization
+    how = gguf if now is None else gguf | {"quantization_config": now}
     with hub_errors(given, "model path"):
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=fields, dtype=dtype, **remote, **gguf, **now
-        )
+        model = AutoModelForCausalLM.from_pretrained(source, config=fields, dtype=dtype, **remote, **how)
     return model if later is None else _reload_quantised(model, dtype, later)
+
+
+def _unpack_blocks() -> Any:
+    """Tell transformers to turn GGUF blocks into ordinary, trainable weights; older releases always do."""
+    kind = getattr(transformers, "GgufConfig", None)
+    return None if kind is None else kind(dequantize=True)
 
 
 def _reload_quantised(model: PreTrainedModel, dtype: torch.dtype, quantization: Any) -> PreTrainedModel:
