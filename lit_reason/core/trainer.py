@@ -49,9 +49,29 @@ class ReasonTrainer(Trainer):
             print(asked.last.table())
         return figures
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer prompts, and write every completion to `predictions.jsonl` in the run folder."""
-        batches = super().predict(*args, **kwargs)
+    def predict(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+    ) -> Any:
+        """Answer prompts, and write every completion to `predictions.jsonl` in the run folder.
+
+        Args:
+            model: the regime.
+            dataloaders: lists of prompts, in place of a data module.
+            datamodule: gives the prompts.
+            return_predictions: as Lightning has it.
+            ckpt_path: checkpoint to answer with; default: the model as the recipe names it.
+            weights_only: load the checkpoint without running pickled code.
+
+        Returns:
+            The records, a list for each batch.
+        """
+        batches = super().predict(model, dataloaders, datamodule, return_predictions, ckpt_path, weights_only)
         folder = run_folder(self)
         folder.mkdir(parents=True, exist_ok=True)
         name = "predictions.jsonl" if self.world_size == 1 else f"predictions-{self.global_rank}.jsonl"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
@@ -25,6 +26,7 @@ from lit_reason.data.contract import check_contract
 from lit_reason.data.conversation import Conversation
 from lit_reason.data.formats import to_conversation
 from lit_reason.data.loader import BinSampler, PackLoader
+from lit_reason.data.packing import Pack
 from lit_reason.data.prompts import EvalPrompt
 from lit_reason.data.records import Quarantine, read_records
 from lit_reason.data.render import Renderer
@@ -205,10 +207,11 @@ class TraceData(LightningDataModule):
         if bad:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in Counter(bad).most_common(3))
             rank_zero_info(f"{split}: {sum(bad.values())} rows could not be used: {reasons}. See {quarantine}")
-            if self.trainer and self.trainer.is_global_zero and quarantine.exists():
-                folder = run_folder(self.trainer)
-                folder.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(quarantine, folder / f"quarantine-{split}.jsonl")
+            if self.trainer:
+                folder = run_folder(self.trainer)  # all ranks: asking for it is a collective
+                if self.trainer.is_global_zero and quarantine.exists():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(quarantine, folder / f"quarantine-{split}.jsonl")
 
     # ---- loaders ----
 
@@ -239,6 +242,10 @@ class TraceData(LightningDataModule):
     def test_dataloader(self) -> PackLoader:
         """Packs of test rows in file order."""
         return self._loader("test", shuffle=False)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Packs move; prompts stay as they are."""
+        return batch.to(device, non_blocking=True) if isinstance(batch, Pack) else batch
 
     def predict_dataloader(self) -> DataLoader:
         """Prompts, 64 at a time."""

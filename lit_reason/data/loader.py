@@ -70,7 +70,8 @@ class BinSampler(Sampler):
         self.batch_rows, self.shuffle, self.seed = batch_rows, shuffle, seed
         self.accumulate, self.rank, self.world = accumulate, rank, world
         self.shapes = None if batch_tokens is None else fill_bins(lengths, batch_tokens)
-        self.epoch, self.start = 0, 0
+        self.epoch, self.start = 0, 0  # the present pass, and the first of its bins still to hand out
+        self.drawn = False  # whether a batch was handed out since the pass began or was restored
 
     def __len__(self) -> int:
         """Micro-batches an epoch and rank, the same in each epoch."""
@@ -78,9 +79,14 @@ class BinSampler(Sampler):
         return -(-bins // self.world)
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this as an epoch begins. A new epoch starts at its first bin."""
-        if epoch != self.epoch:
-            self.epoch, self.start = epoch, 0
+        """Begin the next pass over the rows, unless the present one is still to be drawn from.
+
+        Lightning calls this as one of its epochs begins, and its number is not used: a run that stopped at
+        `max_steps` within a pass goes on with the rest of it in what Lightning counts as a new epoch, and after a
+        resume at an epoch's end Lightning announces two epochs before it draws a batch.
+        """
+        if self.drawn or self.start >= len(self):
+            self.epoch, self.start, self.drawn = self.epoch + 1, 0, False
 
     def plan(self, epoch: int) -> list[tuple[int, ...]]:
         """All bins of an epoch in order, filled up with empty ones to a multiple of `world`."""
@@ -152,13 +158,14 @@ class PackLoader(DataLoader):
         self.position = self.sampler.start
         for pack in super().__iter__():
             self.position += 1
+            self.sampler.drawn = True
             yield pack
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, and batches of it already handed out."""
+        """The present pass, and batches of it already handed out."""
         return {"epoch": self.sampler.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on after the last batch handed out."""
-        self.sampler.epoch, self.sampler.start = state["epoch"], state["position"]
         self.position = state["position"]
+        self.sampler.epoch, self.sampler.start, self.sampler.drawn = state["epoch"], state["position"], False

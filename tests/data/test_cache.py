@@ -131,17 +131,17 @@ def test_a_resumed_loader_goes_on_where_it_stopped(tmp_path, workers):
         return PackLoader(store, sampler, workers)
 
     first = loader()
-    first.sampler.set_epoch(1)
+    first.sampler.epoch = 1
     whole = [fingerprint(p) for p in first]
     assert len(whole) == len(first) > 5
     stopped = loader()
-    stopped.sampler.set_epoch(1)
+    stopped.sampler.epoch = 1
     drawn = iter(stopped)
     head = [fingerprint(next(drawn)) for _ in range(3)]
     state = json.loads(json.dumps(stopped.state_dict()))
     resumed = loader()
     resumed.load_state_dict(state)
-    resumed.sampler.set_epoch(1)
+    resumed.sampler.set_epoch(1)  # Lightning's first word after a resume
     assert head + [fingerprint(p) for p in resumed] == whole
     resumed.sampler.set_epoch(2)
     assert len(list(resumed)) == len(whole), "the next epoch is whole"

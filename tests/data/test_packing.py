@@ -75,7 +75,7 @@ def test_every_epoch_has_every_row_once_over_all_ranks(lengths, epoch, world, by
     extra = {"batch_tokens": None, "batch_rows": 4} if by_rows else {}
     samplers = [make_sampler(lengths, rank=r, world=world, **extra) for r in range(world)]
     for s in samplers:
-        s.set_epoch(epoch)
+        s.epoch = epoch
     drawn = [list(s) for s in samplers]
     assert len({len(d) for d in drawn}) == 1 and len(drawn[0]) == len(samplers[0])
     assert Counter(i for d in drawn for b in d for i in b.rows) == Counter(range(len(lengths)))
@@ -115,7 +115,33 @@ def test_start_skips_what_was_handed_out():
     later = make_sampler([7] * 30, accumulate=2)
     later.start = 2
     assert list(later) == full[2:]
-    later.set_epoch(0)
-    assert list(later) == full[2:], "the same epoch goes on"
-    later.set_epoch(1)
-    assert later.start == 0
+
+
+def passes(sampler, epochs):
+    """What each of Lightning's epochs would hand out; `drawn` is what the loader sets."""
+    seen = []
+    for epoch, draws in epochs:
+        sampler.set_epoch(epoch)
+        if draws:
+            seen.append((sampler.epoch, sampler.start))
+            sampler.drawn = True
+    return seen
+
+
+def test_passes_follow_each_other():
+    assert passes(make_sampler([50] * 5), [(0, True), (1, True), (2, True)]) == [(0, 0), (1, 0), (2, 0)]
+
+
+@pytest.mark.parametrize(
+    "position, epochs, expected",
+    [
+        (2, [(0, True), (1, True)], [(0, 2), (1, 0)]),  # within an epoch
+        (5, [(0, False), (1, True), (2, True)], [(1, 0), (2, 0)]),  # at its end, before Lightning counted it
+        (5, [(1, False), (2, True), (3, True)], [(1, 0), (2, 0)]),  # at its end, announced twice
+        (2, [(1, True), (2, True)], [(0, 2), (1, 0)]),  # stopped at max_steps: the rest of the pass still comes
+    ],
+)
+def test_a_restored_pass_is_finished_before_the_next(position, epochs, expected):
+    sampler = make_sampler([50] * 5)
+    sampler.start = position
+    assert passes(sampler, epochs) == expected
