@@ -223,6 +223,13 @@ def test_the_cache_is_used():
     assert lengths == [4, 1, 1, 1]
 
 
+def test_long_prompts_come_first_and_lengths_do_not_mix_more_than_they_must():
+    model, shapes = random_llama(), []
+    model.register_forward_pre_hook(lambda m, a, kw: shapes.append(tuple(kw["input_ids"].shape)), with_kwargs=True)
+    run(model, [ids_of("q " * n) for n in (1, 9, 2, 8, 3)], batch_size=2, max_new_tokens=1)
+    assert shapes == [(2, 9), (2, 3), (1, 1)]
+
+
 def test_training_still_works_after_generating_in_inference_mode():
     model = random_llama()
     with torch.inference_mode():
