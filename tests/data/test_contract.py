@@ -215,6 +215,17 @@ def test_corrupted_rows_are_caught(renderer_of, name, change, rule):
         check_contract(Tampering(renderer, change), ROWS[:1])
 
 
+def test_turn_without_end_and_turns_without_gap(tokenizer_of):
+    """A text that was cut off has no end token; plain turns may follow each other without a prompt between."""
+    renderer = Renderer(tokenizer_of(None), RenderConfig())
+    cut = Message("assistant", "the ans", trained=True, truncated=True)
+    rows = [
+        Conversation((Message("user", "the colour?"), cut), "f:1"),
+        Conversation((*talk("the colour?", "red").messages, *talk("", "the end").messages), "f:2"),
+    ]
+    assert check_contract(renderer, rows).checked == 2
+
+
 # --- tokens ---
 
 
@@ -239,10 +250,12 @@ def test_no_token_to_spare_is_explained():
     assert any("no chat template" in note for note in report.notes)
 
 
-def test_toy_vocabulary_with_a_template():
+@pytest.mark.parametrize("unknown", [None, "<unk>"])
+def test_toy_vocabulary_with_a_template(unknown):
     """The probes are written in English; a tokenizer that knows none of it is judged by the user's rows alone."""
-    words = ["<end>", "<u>", "<a>", "one", "two", "plus", "three"]
-    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}))
+    words = ["<end>", "<u>", "<a>", "one", "two", "plus", "three", "<unk>"]
+    vocab = {w: i for i, w in enumerate(words)}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token=unknown) if unknown else models.WordLevel(vocab))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
     tokenizer.chat_template = (

@@ -413,6 +413,18 @@ def test_reasoning_field_is_always_written(renderer_of, name):
     assert row.weight[row.segment == stage(0, 1)].all() and (row.segment == stage(0, 1)).any()
 
 
+def test_field_written_behind_the_answer_is_not_used(tokenizer_of):
+    """A template that puts the thoughts after the answer is no use; they go into the content instead."""
+    tokenizer = build_tokenizer("chatml", eos="<|im_end|>")
+    behind = "~ turn.content ~ ('<think>' ~ turn.reasoning_content ~ '</think>' if turn.reasoning_content else '')"
+    tokenizer.chat_template = tokenizer.chat_template.replace("~ turn.content", behind)
+    renderer = Renderer(tokenizer, RenderConfig())
+    message = Message("assistant", "The answer is 42.", reasoning="Let me think.", trained=True)
+    [row] = renderer.rows(reply(message))
+    expected = "<think>\nLet me think.\n</think>\n\nThe answer is 42.<|im_end|>"
+    assert trained_text(renderer, row) == expected
+
+
 def test_opening_in_the_prompt_is_not_trained(renderer_of):
     renderer = renderer_of("opens_think")
     [row] = renderer.rows(talk("the colour?", THINKING))
@@ -536,6 +548,12 @@ def test_turn_cut_off_in_mid_conversation_ends_its_row(renderer_of):
     renderer = renderer_of("chatml")
     rows = renderer.rows(Conversation((Message("user", "the colour?"), first, *later), "f:1"))
     assert [trained_text(renderer, row) for row in rows] == ["the ans", "red<|im_end|>"]
+
+
+def test_turn_cut_off_cannot_call_tools(renderer_of):
+    message = Message("assistant", "the ans", tool_calls=(CALL,), trained=True, truncated=True)
+    with pytest.raises(TemplateMismatch, match="cut off cannot call tools"):
+        renderer_of("hybrid_thinking").rows(reply(message))
 
 
 def test_thoughts_cut_before_their_closing_marker(renderer_of):
