@@ -29,7 +29,8 @@ from lit_reason.errors import UserError, did_you_mean
 BACKENDS = ("auto", "torch", "reference")
 ROWS_ON_CPU = 512
 CUDA_CHUNK_BYTES = 2**30
-SCRATCH_BYTES_ON_CPU = 8 * 2**20
+SCRATCH_BYTES_ON_CPU = 8 * 2**20  # stays in the cache
+SCRATCH_BYTES = 256 * 2**20
 
 
 class HeadOut(NamedTuple):
@@ -145,9 +146,7 @@ class _TokenLoss(torch.autograd.Function):
     def backward(ctx, upstream, *_):
         (logp,) = ctx.saved_tensors
         if ctx.grads is None:
-            raise RuntimeError(
-                "linear_token_loss: backward ran twice; its gradients are handed over in the first"
-            )
+            raise RuntimeError("linear_token_loss: backward ran twice; its gradients are handed over in the first")
         grads, ctx.grads = ctx.grads, None
         if upstream is None:
             return (None,) * 7
@@ -208,23 +207,22 @@ def _chunked(
 
 
 class _RowPass:
-    """Applies `_nll_rows` in blocks that stay in a CPU's cache, and holds the scratch memory for it."""
+    """Applies `_nll_rows` in blocks of rows and holds the scratch memory for it."""
 
     def __init__(self, shape: _Shape, bias: Tensor | None, V: int, device: torch.device, want_grad: bool):
         self.shape, self.want_grad = shape, want_grad
         self.bias = None if bias is None else bias.detach().to(shape.stats)
-        self.V, self.device, self.scratch = V, device, None
+        self.V, self.device = V, device
+        self.scratch: list[Tensor] = []
 
     def __call__(self, z, targets, token_weight, logp, entropy, hit) -> None:
         """Fill logp, entropy and hit for the logits z [r, V]; with gradients wanted, turn z into d-logits."""
-        block = z.shape[0]
-        if self.device.type == "cpu":
-            block = max(1, min(block, SCRATCH_BYTES_ON_CPU // (4 * self.V)))
-        if self.scratch is None:
+        budget = SCRATCH_BYTES_ON_CPU if self.device.type == "cpu" else SCRATCH_BYTES
+        block = max(1, min(z.shape[0], budget // (4 * self.V)))
+        if not self.scratch:
             buffers = 1 + (self.shape.compute != self.shape.stats) + (self.shape.softcap is not None)
             self.scratch = [
-                torch.empty((block, self.V), dtype=self.shape.stats, device=self.device)
-                for _ in range(buffers)
+                torch.empty((block, self.V), dtype=self.shape.stats, device=self.device) for _ in range(buffers)
             ]
         for start in range(0, z.shape[0], block):
             part = slice(start, start + block)
@@ -239,9 +237,7 @@ class _RowPass:
             _nll_rows(*rows, self.bias, self.shape, self.scratch, self.want_grad)
 
 
-def _nll_rows(
-    logits, targets, token_weight, logp, entropy, hit, bias, shape: _Shape, scratch, want_grad
-) -> None:
+def _nll_rows(logits, targets, token_weight, logp, entropy, hit, bias, shape: _Shape, scratch, want_grad) -> None:
     """Statistics of some rows and, in place of their logits, the gradient of `-token_weight * logp`.
 
     With p the softmax, m the largest logit and s the sum of exp(z - m): logp = z_y - m - log s; entropy is
@@ -271,7 +267,7 @@ def _nll_rows(
     total = e.sum(-1)
     log_total = total.log()
     torch.sub(z.gather(1, targets[:, None])[:, 0], log_total, out=logp)
-    shifted = torch.bmm(e[:, None, :], z[:, :, None])[:, 0, 0]
+    shifted = z.mul_(e).sum(-1)
     torch.sub(log_total, shifted.div_(total), out=entropy).clamp_(min=0.0)
     if not want_grad:
         return
@@ -286,7 +282,7 @@ def _nll_rows(
 
 def _weight_sum(
     V: int, D: int, shape: _Shape, device: torch.device
-) -> tuple[Callable[[Tensor, Tensor], None], Tensor]:
+) -> tuple[Callable[[Tensor, Tensor], Tensor], Tensor]:
     """A function that adds `dlogits^T x` of a chunk, and the total it adds to, kept in float32 or wider.
 
     Rounding the total to bfloat16 after every chunk would bias training.
@@ -327,16 +323,12 @@ def _check(hidden, weight, targets, token_weight, bias, temperature, softcap, ch
 
     need(hidden.ndim == 2, "hidden_SD", f"of shape {tuple(hidden.shape)}", "[S, D]")
     S, D = hidden.shape
-    need(
-        weight.ndim == 2 and weight.shape[1] == D, "weight_VD", f"of shape {tuple(weight.shape)}", f"[V, {D}]"
-    )
+    need(weight.ndim == 2 and weight.shape[1] == D, "weight_VD", f"of shape {tuple(weight.shape)}", f"[V, {D}]")
     V = weight.shape[0]
     for name, tensor in (("hidden_SD", hidden), ("weight_VD", weight), ("token_weight_S", token_weight)):
         need(tensor.is_floating_point(), name, f"of dtype {tensor.dtype}", "a floating-point tensor")
     for name, tensor in (("targets_S", targets), ("token_weight_S", token_weight)):
-        need(
-            tensor.shape == (S,), name, f"of shape {tuple(tensor.shape)}", f"[{S}], one entry per hidden row"
-        )
+        need(tensor.shape == (S,), name, f"of shape {tuple(tensor.shape)}", f"[{S}], one entry per hidden row")
     need(
         targets.dtype in (torch.int64, torch.int32),
         "targets_S",
@@ -346,9 +338,7 @@ def _check(hidden, weight, targets, token_weight, bias, temperature, softcap, ch
     if bias is not None:
         need(bias.shape == (V,), "bias", f"of shape {tuple(bias.shape)}", f"[{V}]")
     for name, tensor in (("weight_VD", weight), ("targets_S", targets), ("token_weight_S", token_weight)):
-        need(
-            tensor.device == hidden.device, name, f"on {tensor.device}", f"on {hidden.device} like hidden_SD"
-        )
+        need(tensor.device == hidden.device, name, f"on {tensor.device}", f"on {hidden.device} like hidden_SD")
     need(math.isfinite(temperature) and temperature > 0, "temperature", temperature, "a positive number")
     need(softcap is None or (math.isfinite(softcap) and softcap > 0), "softcap", softcap, "None or positive")
     need(chunk_rows is None or chunk_rows >= 1, "chunk_rows", chunk_rows, "None or at least 1")

@@ -75,7 +75,7 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
         return _continue(model, adapter.folder)
     config = LoraConfig(
         r=adapter.rank,
-        lora_alpha=adapter.alpha,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # a fraction works and is divided by the rank
         lora_dropout=adapter.dropout,
         target_modules=_targets(model, adapter.targets),
         task_type=TaskType.CAUSAL_LM,

@@ -82,16 +82,12 @@ def _window(module: nn.Module, kwargs: dict[str, Any], name: str) -> int | None:
     """Sliding window of this layer in tokens, the query's own included; None for full attention."""
     for unknown in ("s_aux", "position_bias"):
         if kwargs.get(unknown) is not None:
-            raise UserError(
-                f"attention '{name}' does not know {type(module).__name__}'s `{unknown}`; use 'eager'"
-            )
+            raise UserError(f"attention '{name}' does not know {type(module).__name__}'s `{unknown}`; use 'eager'")
     kinds = getattr(getattr(module, "config", None), "layer_types", None) or ()
     index = getattr(module, "layer_idx", None)
     window = kwargs.get("sliding_window")
     if index is not None and index < len(kinds) and kinds[index] == "sliding_attention" and window is None:
-        raise UserError(
-            f"attention '{name}': {type(module).__name__} does not pass its sliding window; use 'sdpa'"
-        )
+        raise UserError(f"attention '{name}': {type(module).__name__} does not pass its sliding window; use 'sdpa'")
     return window
 
 
@@ -129,9 +125,7 @@ def _unpacked(module, query, key, value, mask, dropout, scaling, kwargs) -> tupl
     """An ordinary batch: padded training or generation with a cache."""
     cap = kwargs.pop("softcap", None)
     if cap is None:
-        return sdpa_attention_forward(
-            module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     causal = query.shape[2] > 1 and getattr(module, "is_causal", True)
     out = _attend(query, key, value, mask, causal, scaling, cap, dropout)
     return out.transpose(1, 2).contiguous(), None
@@ -195,37 +189,50 @@ def varlen_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """`documents_attention` in one flash-attention call: CUDA, bfloat16 or float16, no dropout."""
-    from torch.nn.attention.varlen import varlen_attn
+    """`documents_attention` in one flash-attention call: CUDA, bfloat16 or float16, no dropout.
 
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    boundaries = kwargs.pop("cu_seq_lens_q", None)
-    if boundaries is None:
-        if _packed.get():
-            raise _boundaries_missing(module, "varlen")
-        return _unpacked(module, query, key, value, attention_mask, dropout, scaling, kwargs)
+    Tensors on another device (a model that has not moved to its GPU yet) go through `documents_attention`.
+    """
+    boundaries = kwargs.get("cu_seq_lens_q")
+    if boundaries is None and _packed.get():
+        raise _boundaries_missing(module, "varlen")
+    if boundaries is None or query.device.type != "cuda":
+        return documents_attention(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     if dropout or kwargs.get("softcap") is not None:
         raise UserError("attention 'varlen' has no dropout and no score softcap; use attention 'documents'")
-    window = _window(module, kwargs, "varlen")
-    longest = kwargs["max_length_q"]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window, causal = _window(module, kwargs, "varlen"), getattr(module, "is_causal", True)
+    return _varlen(query, key, value, boundaries, kwargs["max_length_q"], window, causal, scaling), None
+
+
+def _varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    edges: Tensor,
+    longest: int,
+    window: int | None,
+    causal: bool,
+    scale: float,
+) -> Tensor:
+    """[1, H, T, d] and [1, K, T, d] to [1, T, H, d] by torch's kernel, whose arguments differ between releases."""
+    from torch.nn.attention.varlen import varlen_attn
+
     heads = query.shape[1]
     q, k, v = (x[0].transpose(0, 1) for x in (query, _repeat_heads(key, heads), _repeat_heads(value, heads)))
     known = inspect.signature(varlen_attn).parameters
     options: dict[str, Any] = {}
     if "scale" in known:
-        options["scale"] = scaling
+        options["scale"] = scale
     else:
-        q = q * (scaling * query.shape[-1] ** 0.5)
-    causal = getattr(module, "is_causal", True)
+        q = q * (scale * query.shape[-1] ** 0.5)
     if "window_size" in known:
         options["window_size"] = ((-1 if window is None else window - 1), 0) if causal else (-1, -1)
     elif window is None or longest <= window:
         options["is_causal"] = causal
     else:
-        raise UserError(
-            f"attention 'varlen' of torch {torch.__version__} has no sliding window; use 'documents'"
-        )
-    return varlen_attn(q, k, v, boundaries, boundaries, longest, longest, **options)[None], None
+        raise UserError(f"attention 'varlen' of torch {torch.__version__} has no sliding window; use 'documents'")
+    return varlen_attn(q, k, v, edges, edges, longest, longest, **options).unsqueeze(0)  # type: ignore[union-attr]
 
 
 for _name, _function in (("documents", documents_attention), ("varlen", varlen_attention)):

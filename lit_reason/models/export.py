@@ -121,7 +121,7 @@ def _merged_state(base: PreTrainedModel, dtype: torch.dtype | None) -> dict[str,
 
     def walk(module: nn.Module, prefix: str) -> None:
         if hasattr(module, "modules_to_save"):
-            walk(module.modules_to_save[module.active_adapters[0]], prefix)  # type: ignore[index,operator]
+            walk(module.modules_to_save[module.active_adapters[0]], prefix)  # type: ignore[index,operator,arg-type]
             return
         layer = module.base_layer if hasattr(module, "base_layer") else module
         if hasattr(module, "base_layer") or _is_quantised(layer):

@@ -32,7 +32,7 @@ class LossHead(nn.Module):
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         layer = _output_layer(model)
-        layer.forward = types.MethodType(_logits_or_loss, layer)
+        layer.forward = types.MethodType(_logits_or_loss, layer)  # type: ignore[method-assign]
         self._layer = (layer,)  # a tuple, so that the layer is not registered a second time
         text = model.config.get_text_config()
         self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
@@ -70,8 +70,6 @@ class LossHead(nn.Module):
             if self.softcap is not None:
                 logits = self.softcap * torch.tanh(logits / self.softcap)
             return logits / temperature if temperature != 1.0 else logits
-        if token_weight is None:
-            token_weight = torch.ones(targets.shape, dtype=torch.float32, device=hidden.device)
         if self.scale != 1.0:
             # With a softcap the scale would belong inside it, not in the temperature; no model does both.
             temperature = temperature / self.scale
@@ -88,6 +86,8 @@ def _logits_or_loss(
 ) -> HeadOut | Tensor:
     if targets is None:
         return type(self).forward(self, hidden)
+    if token_weight is None:
+        token_weight = torch.ones(targets.shape, dtype=torch.float32, device=hidden.device)
     return linear_token_loss(hidden, self.weight, targets, token_weight, bias=self.bias, **options)
 
 

@@ -5,7 +5,7 @@ Shapes: T packed tokens, N documents, S supervised rows, D width.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ class LanguageModel(nn.Module):
     @property
     def base(self) -> PreTrainedModel:
         """The transformers model itself, inside the peft wrapper if there is one."""
-        return self.hf.get_base_model() if hasattr(self.hf, "peft_config") else self.hf  # type: ignore[return-value]
+        return self.hf.get_base_model() if hasattr(self.hf, "peft_config") else self.hf  # type: ignore
 
     @property
     def device(self) -> torch.device:
@@ -148,7 +148,8 @@ class LanguageModel(nn.Module):
     def parameter_counts(self) -> ParameterCounts:
         """How many parameters there are, how many are trained, and how many belong to the embeddings."""
         counted = {id(p): (_size(p), p.requires_grad) for p in self.parameters()}
-        ends = {id(p): _size(p) for p in (self.base.get_input_embeddings().weight, self.head.weight)}
+        inputs: Any = self.base.get_input_embeddings()
+        ends = {id(p): _size(p) for p in (inputs.weight, self.head.weight)}
         total = sum(size for size, _ in counted.values())
         return ParameterCounts(total, sum(size for size, on in counted.values() if on), sum(ends.values()))
 

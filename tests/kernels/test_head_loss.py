@@ -83,16 +83,10 @@ def test_float64_equals_reference(S, D, V):
     assert_close(run(case, chunk_rows=10), exact(case), 1e-12)
 
 
-@pytest.mark.parametrize(
-    "temperature, softcap", [(0.3, None), (2.0, None), (1.0, 30.0), (0.3, 1.5), (2.0, 5.0)]
-)
-@pytest.mark.parametrize(
-    "dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 1e-2)]
-)
+@pytest.mark.parametrize("temperature, softcap", [(0.3, None), (2.0, None), (1.0, 30.0), (0.3, 1.5), (2.0, 5.0)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
 def test_temperature_and_softcap(dtype, tolerance, temperature, softcap):
-    case = make(
-        37, 16, 129, dtype, scale=0.25
-    )  # logits near 1: bfloat16 rounds them in proportion to their size
+    case = make(37, 16, 129, dtype, scale=0.25)  # logits near 1: bfloat16 rounds them in proportion to their size
     options = {"temperature": temperature, "softcap": softcap}
     assert_close(run(case, chunk_rows=8, **options), exact(case, **options), tolerance)
 
@@ -118,9 +112,7 @@ def test_non_contiguous_inputs():
     case["weight"] = torch.randn(8, 127, dtype=torch.float64).T
     assert not case["hidden"].is_contiguous() and not case["weight"].is_contiguous()
     hidden, weight = case["hidden"].detach().requires_grad_(), case["weight"].detach().requires_grad_()
-    out = linear_token_loss(
-        hidden, weight, case["targets"], case["token_weight"], bias=case["bias"], chunk_rows=4
-    )
+    out = linear_token_loss(hidden, weight, case["targets"], case["token_weight"], bias=case["bias"], chunk_rows=4)
     out.loss_sum.backward()
     want = exact(case)
     torch.testing.assert_close(hidden.grad, want["d_hidden"])
@@ -155,9 +147,7 @@ def test_masked_columns_contribute_nothing():
 
 def test_row_of_minus_infinity_is_not_nan():
     hidden = torch.zeros(2, 4)
-    out = linear_token_loss(
-        hidden, torch.ones(6, 4), torch.tensor([1, 2]), torch.ones(2), bias=torch.full((6,), -1e38)
-    )
+    out = linear_token_loss(hidden, torch.ones(6, 4), torch.tensor([1, 2]), torch.ones(2), bias=torch.full((6,), -1e38))
     torch.testing.assert_close(out.logp_S, torch.full((2,), -math.log(6)))
     out = linear_token_loss(
         hidden, torch.ones(6, 4), torch.tensor([1, 2]), torch.ones(2), bias=torch.full((6,), -math.inf)
@@ -176,9 +166,7 @@ def test_invariants_of_a_distribution():
     out = run(case, chunk_rows=10)
     assert (out["logp"] <= 0).all()
     assert (out["entropy"] >= 0).all() and (out["entropy"] <= math.log(129) + 1e-5).all()
-    one_hot = linear_token_loss(
-        torch.full((1, 1), 1e4), torch.eye(5)[:, :1], torch.tensor([0]), torch.ones(1)
-    )
+    one_hot = linear_token_loss(torch.full((1, 1), 1e4), torch.eye(5)[:, :1], torch.tensor([0]), torch.ones(1))
     assert float(one_hot.entropy_S) == 0.0 and float(one_hot.logp_S) == 0.0
 
 
@@ -186,9 +174,7 @@ def test_gradient_of_the_logits_sums_to_zero():
     """Adding a constant to all logits changes nothing, so the bias gradient of every row sums to 0."""
     case = make(5, 8, 1000, torch.float32)
     for row in range(5):
-        one = {
-            k: v[row : row + 1] if k in ("hidden", "targets", "token_weight") else v for k, v in case.items()
-        }
+        one = {k: v[row : row + 1] if k in ("hidden", "targets", "token_weight") else v for k, v in case.items()}
         assert abs(float(run(one)["d_bias"].sum())) < 1e-5 * max(1.0, abs(float(one["token_weight"])))
 
 
@@ -259,9 +245,7 @@ def test_directional_derivative():
     case = make(37, 8, 129)
     grads, step = run(case, chunk_rows=10), 1e-5
     direction = torch.randn(129, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    ends = [
-        run(case | {"weight": case["weight"] + s * direction}, chunk_rows=10)["loss"] for s in (step, -step)
-    ]
+    ends = [run(case | {"weight": case["weight"] + s * direction}, chunk_rows=10)["loss"] for s in (step, -step)]
     slope = (ends[0] - ends[1]) / (2 * step)
     torch.testing.assert_close((grads["d_weight"] * direction).sum(), slope, rtol=1e-7, atol=1e-8)
 
@@ -313,9 +297,7 @@ def test_logits_of_all_rows_never_exist(dtype):
     case = make(S, D, V, dtype)
     leaves = [case[k].clone().requires_grad_() for k in GRADS]
     with Sizes() as seen:
-        out = linear_token_loss(
-            leaves[0], leaves[1], case["targets"], leaves[2], bias=leaves[3], chunk_rows=rows
-        )
+        out = linear_token_loss(leaves[0], leaves[1], case["targets"], leaves[2], bias=leaves[3], chunk_rows=rows)
         forward_ops = len(seen.ops)
         (out.loss_sum * 2).backward()
     assert len(seen.ops) > forward_ops  # the backward pass was watched too
@@ -334,9 +316,7 @@ def test_only_the_needed_products_run():
         weight = case["weight"].clone().requires_grad_(weight_grad)
         with mode, Sizes() as seen:
             out = linear_token_loss(hidden, weight, case["targets"], case["token_weight"], chunk_rows=rows)
-        assert out.loss_sum.requires_grad == (
-            (hidden_grad or weight_grad) and isinstance(mode, torch.enable_grad)
-        )
+        assert out.loss_sum.requires_grad == ((hidden_grad or weight_grad) and isinstance(mode, torch.enable_grad))
         return seen.products / (S / rows)
 
     assert products(True, True, torch.enable_grad()) == 3
@@ -360,9 +340,7 @@ def test_autocast_computes_in_its_dtype_and_returns_parameter_dtype():
     case = make(37, 16, 129, torch.float32, scale=0.25)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours = run(case, chunk_rows=10)
-    by_hand = run(
-        {k: v.bfloat16() if k in ("hidden", "weight") else v for k, v in case.items()}, chunk_rows=10
-    )
+    by_hand = run({k: v.bfloat16() if k in ("hidden", "weight") else v for k, v in case.items()}, chunk_rows=10)
     assert ours["d_weight"].dtype == ours["d_hidden"].dtype == torch.float32
     assert torch.equal(ours["logp"], by_hand["logp"])
     assert not torch.equal(ours["logp"], run(case, chunk_rows=10)["logp"])

@@ -6,7 +6,13 @@ from tiny_models import FAMILIES, documents, pack, tiny
 from transformers import AutoModelForCausalLM
 
 from lit_reason.errors import UserError
-from lit_reason.models.attention import documents_attention, packed_rows, set_attention
+from lit_reason.models.attention import (
+    _varlen,
+    documents_attention,
+    packed_rows,
+    set_attention,
+    varlen_attention,
+)
 from lit_reason.models.config import ModelConfig
 from lit_reason.models.language_model import LanguageModel
 
@@ -153,3 +159,70 @@ def test_recurrent_models_are_refused():
     }
     with pytest.raises(UserError, match="mixes documents"):
         LanguageModel.load(ModelConfig(config=config))
+
+
+def reference_varlen(q, k, v, edges, scale, left, causal):
+    """Flash attention's contract on [T, H, d] by an explicit loop; `left` tokens to the left are seen."""
+    out = torch.empty_like(q)
+    for start, stop in zip(edges.tolist(), edges.tolist()[1:], strict=False):
+        i = torch.arange(stop - start)
+        seen = (i[:, None] >= i) if causal else torch.ones(stop - start, stop - start, dtype=torch.bool)
+        if left >= 0:
+            seen &= i[:, None] - i <= left
+        scores = torch.einsum("ihd,jhd->hij", q[start:stop], k[start:stop]) * scale
+        p = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        out[start:stop] = torch.einsum("hij,jhd->ihd", p, v[start:stop])
+    return out
+
+
+def newer_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+    assert max_q == int(cu_seq_q.diff().max()) and torch.equal(cu_seq_q, cu_seq_k)
+    return reference_varlen(query, key, value, cu_seq_q, scale, window_size[0], window_size[1] == 0)
+
+
+def older_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
+    return reference_varlen(query, key, value, cu_seq_q, query.shape[-1] ** -0.5, -1, is_causal)
+
+
+@pytest.mark.parametrize("kernel", [newer_varlen, older_varlen])
+@pytest.mark.parametrize("window", [None, 3, 50])
+@pytest.mark.parametrize("causal", [True, False])
+def test_varlen_call_matches_documents(kernel, window, causal, monkeypatch):
+    """The arguments given to torch's kernel, in both of its forms, against the document loop."""
+    from torch.nn.attention import varlen
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 12, 8, generator=g) for heads in (4, 2, 2))
+    edges, layer = torch.tensor([0, 7, 8, 12], dtype=torch.int32), torch.nn.Module()
+    layer.is_causal = causal
+    if kernel is older_varlen and window == 3:
+        with pytest.raises(UserError, match="no sliding window"):
+            _varlen(q, k, v, edges, 7, window, causal, 0.2)
+        return
+    want, _ = documents_attention(
+        layer, q, k, v, None, scaling=0.2, cu_seq_lens_q=edges, sliding_window=window if causal else None
+    )
+    torch.testing.assert_close(_varlen(q, k, v, edges, 7, window, causal, 0.2), want)
+
+
+def test_varlen_of_a_model_still_on_the_cpu():
+    q = torch.randn(1, 2, 6, 4)
+    edges, layer = torch.tensor([0, 4, 6]), torch.nn.Module()
+    ours, _ = varlen_attention(layer, q, q, q, None, cu_seq_lens_q=edges, max_length_q=4)
+    torch.testing.assert_close(ours, documents_attention(layer, q, q, q, None, cu_seq_lens_q=edges)[0])
+    with packed_rows(), pytest.raises(UserError, match="does not hand document boundaries"):
+        varlen_attention(layer, q, q, q, None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_varlen_on_a_gpu_equals_documents(family):
+    heads = {"hidden_size": 128, "head_dim": 32}
+    fast = tiny(family, attention="varlen", dtype="bfloat16", changes=heads).cuda()
+    slow = tiny(family, attention="documents", dtype="bfloat16", changes=heads).cuda()
+    ids, positions, edges = pack(*documents(*LENGTHS))
+    with torch.no_grad():
+        ours, theirs = (lm.hidden(ids.cuda(), positions.cuda(), edges) for lm in (fast, slow))
+    assert (ours - theirs).abs().max() < 0.05 * theirs.abs().max()
