@@ -298,6 +298,15 @@ def test_openai_tool_calls(arguments):
 
 
 @pytest.mark.parametrize(
+    "call", [{"name": "now"}, {"name": "now", "arguments": None}, {"name": "now", "arguments": ""}]
+)
+def test_a_call_without_arguments(call):
+    row = {"messages": [{"role": "assistant", "content": "", "tool_calls": [call]}]}
+    (said,) = to_conversation(row, "r").messages
+    assert said.tool_calls == ({"type": "function", "function": {"name": "now", "arguments": {}}},)
+
+
+@pytest.mark.parametrize(
     ("value", "count"), [(None, 0), ("", 0), ([], 0), (json.dumps([SCHEMA, SCHEMA]), 2), ([json.dumps(SCHEMA)], 1)]
 )
 def test_tools_spellings(value, count):
