@@ -166,6 +166,9 @@ class TraceData(LightningDataModule):
             return builder.rows(paths, keep if held_out else lambda row_id: True, split), builder.meta
 
         store = open_store(self.cache, key, build)
+        bad = sum(store.meta["bad_rows"].values())
+        if bad > self.max_bad_rows:  # built under a more generous limit
+            raise UserError(f"{bad} bad rows, data.max_bad_rows allows {self.max_bad_rows}; they are in {quarantine}")
         self._tell(split, store, quarantine)
         return store
 
