@@ -215,15 +215,21 @@ def test_corrupted_rows_are_caught(renderer_of, name, change, rule):
         check_contract(Tampering(renderer, change), ROWS[:1])
 
 
-def test_turn_without_end_and_turns_without_gap(tokenizer_of):
-    """A text that was cut off has no end token; plain turns may follow each other without a prompt between."""
-    renderer = Renderer(tokenizer_of(None), RenderConfig())
+def test_turn_that_was_cut_off_has_no_end(renderer_of):
     cut = Message("assistant", "the ans", trained=True, truncated=True)
-    rows = [
-        Conversation((Message("user", "the colour?"), cut), "f:1"),
-        Conversation((*talk("the colour?", "red").messages, *talk("", "the end").messages), "f:2"),
-    ]
-    assert check_contract(renderer, rows).checked == 2
+    row = Conversation((Message("user", "the colour?"), cut), "f:1")
+    assert check_contract(renderer_of("chatml"), [row]).checked == 1
+
+
+def test_turns_without_a_prompt_between():
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}"
+    )
+    renderer = Renderer(tokenizer, RenderConfig())
+    row = Conversation((*talk("the colour?", "red").messages, *talk("", "the end").messages), "f:1")
+    assert len(renderer.rows(row)) == 1
+    assert check_contract(renderer, [row]).checked == 1
 
 
 # --- tokens ---
