@@ -10,6 +10,7 @@ from lit_reason.errors import UserError
 from lit_reason.metrics.intervals import wilson
 from lit_reason.rewards.checkers import Checker, get_checker
 from lit_reason.rollout.config import SamplingConfig
+from lit_reason.rollout.sampler import Completion
 
 EOS = WORDS.index("<eos>")
 
@@ -207,6 +208,13 @@ def test_split_over_processes_gives_the_same_result(monkeypatch):
 
     for rank in range(3):
         assert play(rank, deliver) == alone
+
+
+def test_the_end_token_does_not_hide_a_loop(monkeypatch):
+    looped = Completion(0, 0, ids_of("5 " * 20 + "<eos>"), "5 " * 20, True)
+    monkeypatch.setattr("lit_reason.core.evaluation.sample", lambda *a, **k: [looped])
+    (record,) = run(CHAIN, [prompt("q", "5")]).records
+    assert record.repeats and record.ended and record.tokens == 21
 
 
 def test_records_become_plain_values():

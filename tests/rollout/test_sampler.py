@@ -231,9 +231,11 @@ def test_long_prompts_come_first_and_lengths_do_not_mix_more_than_they_must():
 
 
 def test_training_still_works_after_generating_in_inference_mode():
-    model = random_llama()
+    model, made_for_inference = random_llama(), []
+    model.register_forward_hook(lambda m, a, output: made_for_inference.append(output.logits.is_inference()))
     with torch.inference_mode():
         run(model, PROMPTS)
+    assert made_for_inference and not any(made_for_inference)  # what the model may have kept is usable
     loss = model(torch.tensor([PROMPTS[0]]), labels=torch.tensor([PROMPTS[0]])).loss
     loss.backward()
     assert model.lm_head.weight.grad.abs().sum() > 0
