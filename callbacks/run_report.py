@@ -196,7 +196,7 @@ def choose_samples(records: Sequence[EvalRecord], limit: int) -> list[Sample]:
 
 def _sample(record: EvalRecord) -> Sample:
     notes = [f"expected {clip(record.answer, 80)}"] if record.answer is not None else []
-    notes += [text for text in (record.reason, record.error) if text]
+    notes += [text for text in (record.reason, record.error) if text and text != "wrong"]
     return Sample(
         prompt=clip(record.prompt),
         completion=clip(record.completion),

@@ -238,7 +238,7 @@ _STYLE: Any = {
 def _axes():
     canvas = Canvas(figsize=(WIDTH, HEIGHT))
     FigureCanvasSVG(canvas)
-    axes = canvas.add_axes((0.1, 0.18, 0.885, 0.77))
+    axes = canvas.add_axes((0.1, 0.18, 0.87, 0.77))
     axes.set_axisbelow(True)
     return canvas, axes
 

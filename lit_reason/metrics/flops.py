@@ -91,8 +91,9 @@ def _cost(parameter: torch.nn.Parameter) -> float:
 def matmul_rate(device: torch.device, dtype: torch.dtype, budget_s: float = 0.25) -> float:
     """The rate of square matrix products on this device, in floating-point operations a second.
 
-    Products of growing size (256 to 8192) are timed until the budget is spent; the best rate counts. On a CPU
-    the number holds for the threads torch may use now and for what else the machine is doing.
+    Products of growing size (256 to 8192) are timed, then the largest that fits again and again until the budget is
+    spent; the best rate counts. On a CPU the number holds for the threads torch may use now, and falls when other
+    processes are at work.
 
     Args:
         device: where to measure.
@@ -101,27 +102,28 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, budget_s: float = 0.25
     """
     generator = torch.Generator(device).manual_seed(0)  # the run's own random state stays untouched
 
-    def seconds(size: int) -> float:
-        a, b = (torch.randn(size, size, device=device, dtype=dtype, generator=generator) for _ in range(2))
-        best = math.inf
-        for _ in range(3):
-            _wait(device)
-            start = time.perf_counter()
-            torch.mm(a, b)
-            _wait(device)
-            best = min(best, time.perf_counter() - start)
-        return best
+    def factors(size: int) -> list[torch.Tensor]:
+        return [torch.randn(size, size, device=device, dtype=dtype, generator=generator) for _ in range(2)]
 
-    seconds(256)  # loads the library
-    rate, size, start = 0.0, 256, time.perf_counter()
-    while size <= 8192:
-        last = seconds(size)
-        rate = max(rate, 2 * size**3 / last)
-        size *= 2
-        # The next size costs 8 times as much for each of three products, and about as much again to set up.
-        if time.perf_counter() - start + 8 * 4 * last > budget_s:
-            break
-    return rate
+    def seconds(pair: list[torch.Tensor]) -> float:
+        _wait(device)
+        start = time.perf_counter()
+        torch.mm(*pair)
+        _wait(device)
+        return time.perf_counter() - start
+
+    size, pair, rate = 256, factors(256), 0.0
+    seconds(pair)  # loads the library
+    end = time.perf_counter() + budget_s
+    while True:
+        took = seconds(pair)
+        rate = max(rate, 2 * size**3 / took)
+        left = end - time.perf_counter()
+        if left <= 0:
+            return rate
+        if size < 8192 and 16 * took < left:  # 8 times the work, and about as long to draw the factors
+            size *= 2
+            pair = factors(size)
 
 
 def _wait(device: torch.device) -> None:

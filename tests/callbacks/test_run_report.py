@@ -170,6 +170,7 @@ def test_samples_take_turns_and_tell_what_was_expected():
     assert [s.title for s in samples] == ["row 0", "row 1", "row 3", "row 2", "row 4"]
     assert [s.right for s in samples] == [False, True, False, True, False]
     assert samples[1].note == "expected 4 · 9 tokens"
+    assert choose_samples([record(0, False, reason="wrong")], 1)[0].note == "expected 4 · 9 tokens"  # the sign says it
     unchecked = choose_samples([record(0, False, error="ValueError: x", answer=None, reason="")], 5)[0]
     assert unchecked.right is None and unchecked.note == "ValueError: x · 9 tokens"
 
