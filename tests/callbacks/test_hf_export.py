@@ -36,9 +36,7 @@ def exported(monkeypatch):
     calls = []
 
     def export_model(lm, tokenizer, folder, *, merge):
-        calls.append(
-            SimpleNamespace(weight=lm.weight.item(), tokenizer=tokenizer, folder=folder, merge=merge)
-        )
+        calls.append(SimpleNamespace(weight=lm.weight.item(), tokenizer=tokenizer, folder=folder, merge=merge))
 
     module = ModuleType("lit_reason.models.export")
     module.export_model = export_model

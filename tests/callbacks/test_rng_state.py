@@ -72,9 +72,7 @@ def fit(tmp_path, max_steps, callbacks, ckpt_path=None):
         default_root_dir=tmp_path,
     )
     data = torch.arange(32.0).view(4, 8) / 32
-    loader = DataLoader(
-        data, batch_size=4, generator=torch.Generator().manual_seed(1)
-    )  # same batch each epoch
+    loader = DataLoader(data, batch_size=4, generator=torch.Generator().manual_seed(1))  # same batch each epoch
     trainer.fit(module, loader, ckpt_path=ckpt_path, weights_only=True)
     return trainer, module.seen
 
