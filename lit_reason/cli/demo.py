@@ -1,0 +1,277 @@
+"""`lit-reason demo`: train a tiny student on full and on condensed traces, check both by generation, compare.
+
+Each arm runs as `lit-reason fit --config demo/chain-ARM` would, in this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lit_reason.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from lit_reason.core.evaluation import EvalRecord
+    from lit_reason.core.metrics_log import MetricsLog
+
+ARMS = ("full", "epic")
+ROWS, HELD_OUT = 12_800, 256
+QUICK_ROWS, QUICK_HELD_OUT = 640, 32
+MADE_HERE = {"data", "base", "cache", "report.html", *ARMS}
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """What came out of one arm.
+
+    Attributes:
+        name: `full` or `epic`.
+        accuracy: share of the held-out problems that were solved.
+        low: lower end of its 95 % Wilson interval.
+        high: upper end.
+        trained_tokens: tokens that carried loss.
+        seconds: time spent in training steps; verification is not counted.
+        log: the run's metrics.
+        records: the last verification, one entry a problem.
+        folder: the run folder.
+    """
+
+    name: str
+    accuracy: float
+    low: float
+    high: float
+    trained_tokens: int
+    seconds: float
+    log: MetricsLog
+    records: tuple[EvalRecord, ...]
+    folder: Path
+
+    def time_saved(self, other: ArmResult) -> float:
+        """Share of the other arm's training time that this one did without."""
+        return 1 - self.seconds / other.seconds
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
+        known = [option for action in self._actions for option in action.option_strings]
+        near = did_you_mean(unknown[1], known) if unknown else ""
+        raise UserError(f"demo: {message}{near}\nSee lit-reason demo --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the verb."""
+    made = _Parser(
+        "lit-reason demo",
+        description="Train a tiny student twice on generated reasoning problems, on full traces and on traces that "
+        "EPiC condensed to their edges, with the same seed and epochs; check held-out answers by generation; compare. "
+        "Two to four minutes on two CPU cores, offline.",
+    )
+    made.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything (default %(default)s)")
+    made.add_argument("--seed", type=int, default=0, help="seed of problems, weights and order (default %(default)s)")
+    made.add_argument("--rows", type=int, default=None, help=f"problems to train on (default {ROWS}; 16 a step)")
+    made.add_argument(
+        "--quick", action="store_true", help=f"only try the way through: {QUICK_ROWS} problems, too few to learn from"
+    )
+    return made
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the demo.
+
+    Args:
+        argv: arguments after the verb.
+
+    Returns:
+        0; or 1 when an arm that had at least the default number of problems stayed at chance.
+
+    Raises:
+        UserError: the options are wrong, or `--out` is a folder with other things in it.
+    """
+    args = parser().parse_args(argv)
+    rows = args.rows if args.rows is not None else QUICK_ROWS if args.quick else ROWS
+    if rows < 16:
+        raise UserError(f"demo: --rows is {rows}; give at least 16, one step's worth")
+    out: Path = args.out
+    _clear(out)
+    print("Preparing ...", end="\r", flush=True)
+    with _quiet(), _one_thread():
+        chance = prepare(out, rows, QUICK_HELD_OUT if args.quick else HELD_OUT, args.seed)
+        results = [run_arm(name, out, args.seed) for name in ARMS]
+    from lit_reason.cli.demo_page import write_page
+
+    page = write_page(results, out / "report.html", chance=chance, rows=rows, seed=args.seed)
+    print(table(results))
+    print(f"\nGuessing would give {chance:.0%}. In brackets: 95 % Wilson interval.")
+    print(f"\nreport  {page}")
+    for result in results:
+        print(f"model   {result.folder / 'export'}   ({result.name})")
+    at_chance = [result.name for result in results if result.low <= chance]
+    if at_chance:
+        few = "" if rows >= ROWS else f": {rows} problems are too few, {ROWS} are enough"
+        print(f"\nNot above chance: {', '.join(at_chance)}{few}")
+    return int(bool(at_chance) and rows >= ROWS)
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier demo; never anything else."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"demo: --out {out} is a file; give a folder")
+    found = {item.name for item in out.iterdir()} if out.is_dir() else set()
+    if found - MADE_HERE or (found and not {"data", "base"} <= found):
+        stray = sorted(found - MADE_HERE) or sorted(found)
+        raise UserError(f"demo: --out {out} holds other things ({', '.join(stray[:3])}); give a new or empty folder")
+    for name in found - {"cache"}:
+        path = out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def prepare(out: Path, rows: int, held_out: int, seed: int) -> float:
+    """Write the problems and the untrained student, and print one line about them.
+
+    Args:
+        out: gets `data/train.jsonl`, `data/heldout.jsonl` and `base/`.
+        rows: problems to train on.
+        held_out: problems to check on, with values that training never sees.
+        seed: seed of problems and weights.
+
+    Returns:
+        Accuracy of guessing.
+    """
+    from lit_reason.tasks import chain
+    from lit_reason.tasks.problem_file import write_problems
+    from lit_reason.tasks.student import write_student
+
+    config = chain.ChainConfig()
+    write_student(out / "base", chain.words(config), seed=seed)
+    for name, count, side in (("train", rows, False), ("heldout", held_out, True)):
+        write_problems(out / "data" / f"{name}.jsonl", partial(chain.record, config, seed, held_out=side), count)
+    print(f"Decode-and-chain: {rows:,} problems to train on, {held_out} held out; {rows // 16} steps an arm.\n")
+    return config.chance
+
+
+def run_arm(name: str, out: Path, seed: int) -> ArmResult:
+    """Train and verify one arm.
+
+    Args:
+        name: `full` or `epic`.
+        out: folder with data and base; the run goes to `out/name`.
+        seed: of everything random.
+
+    Returns:
+        Its figures.
+    """
+    from lit_reason.callbacks.verified_generation import VerifiedGeneration
+    from lit_reason.cli.reason_cli import build
+    from lit_reason.core.metrics_log import read_metrics
+
+    options = {
+        "vars.folder": out,
+        "seed_everything": seed,
+        "data.seed": seed,
+        "trainer.enable_progress_bar": "false",
+        "trainer.enable_model_summary": "false",
+    }
+    command = ["--config", f"demo/chain-{name}", *(f"--{key}={value}" for key, value in options.items())]
+    cli = build("fit", command)
+    callbacks: list[Any] = cli.trainer.callbacks  # type: ignore[attr-defined]
+    callbacks.append(_step_bar(name))
+    cli.run_verb()
+    (verified,) = (c for c in callbacks if isinstance(c, VerifiedGeneration))
+    assert verified.last is not None
+    accuracy, low, high = verified.last.pass_at[1]
+    log = read_metrics(out / name / "metrics.csv")
+    tokens, seconds = log.last("perf/total_trained_tokens"), log.last("perf/total_seconds")
+    assert tokens is not None and seconds is not None
+    return ArmResult(name, accuracy, low, high, int(tokens), seconds, log, verified.last.records, out / name)
+
+
+def _step_bar(name: str) -> Any:
+    """A progress bar over optimizer steps that shows loss and accuracy."""
+    from lightning.pytorch import Callback
+    from tqdm import tqdm
+
+    class StepBar(Callback):
+        bar: Any = None
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            total = int(trainer.estimated_stepping_batches)
+            self.bar = tqdm(total=total, desc=f"train {name}", unit=" steps", dynamic_ncols=True)
+
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            seen = trainer.callback_metrics
+            shown = {"loss": "train/loss", "accuracy": "val/pass@1"}
+            figures = {label: f"{float(seen[key]):.3f}" for label, key in shown.items() if key in seen}
+            self.bar.set_postfix(figures, refresh=False)
+            self.bar.update(trainer.global_step - self.bar.n)
+
+        def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            if self.bar is not None:
+                self.bar.close()
+
+    return StepBar()
+
+
+def table(results: Sequence[ArmResult]) -> str:
+    """The comparison as lines to print; time is compared with the first arm.
+
+    Args:
+        results: the arms.
+    """
+    head = ("arm", "accuracy", "trained tokens", "seconds", "time saved")
+    cells = [head]
+    for result in results:
+        accuracy = f"{result.accuracy:6.1%} [{result.low:.1%}, {result.high:.1%}]"
+        saved = "" if result is results[0] else f"{result.time_saved(results[0]):.0%}"
+        cells.append((result.name, accuracy, f"{result.trained_tokens:,}", f"{result.seconds:.1f}", saved))
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    sides: list[Callable[[str, int], str]] = [str.ljust, str.ljust, str.rjust, str.rjust, str.rjust]
+    return "\n".join(
+        "  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip()
+        for row in cells
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Threads wait for each other more than they work on matrices this small, and far more on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Only errors, and our own lines and bars."""
+    import lightning.pytorch  # noqa: F401 (its import sets the levels of its loggers)
+    from transformers.utils import logging as transformers_logging
+
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers")]
+    before = [logger.level for logger in loggers]
+    bars = transformers_logging.is_progress_bar_enabled()
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        transformers_logging.disable_progress_bar()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,148 @@
+"""The page of `lit-reason demo`: both arms side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_reason.core.plots import COLOURS, Curve, Figure, line_plot
+from lit_reason.core.report import (
+    Interval,
+    ReportData,
+    Sample,
+    Section,
+    Tile,
+    comparison_table,
+    render_report,
+    share,
+)
+
+if TYPE_CHECKING:
+    from lit_reason.cli.demo import ArmResult
+
+SHOWN = 2  # answers an arm
+SEGMENTS = {
+    "understanding": "Decoding the symbols: the first value follows from the prompt.",
+    "exploration": "Which symbols are tried next is chance, so this loss cannot reach 0.",
+    "convergence": "The chain: values fetched from the decoding thoughts, and their sums.",
+}
+
+
+def write_page(results: Sequence[ArmResult], path: Path, *, chance: float, rows: int, seed: int) -> Path:
+    """Draw the comparison.
+
+    Args:
+        results: the arms; the others are compared with the first.
+        path: the HTML file.
+        chance: accuracy of guessing.
+        rows: problems trained on.
+        seed: seed of the demo.
+
+    Returns:
+        The file.
+    """
+    first = results[0]
+    tiles = [
+        Tile(f"Accuracy, {r.name}", share(r.accuracy), f"{_span(r)} (95 %), guessing {share(chance)}", _interval(r))
+        for r in results
+    ]
+    tiles += [Tile(f"Time saved by {r.name}", share(r.time_saved(first)), f"against {first.name}") for r in results[1:]]
+    page = ReportData(
+        "Full and condensed reasoning traces",
+        kicker=("decode-and-chain problems", f"{rows:,} to train on", f"seed {seed}", "same steps in both arms"),
+        verdict=_verdict(results, chance),
+        tiles=tiles,
+        sections=[
+            Section("Arms", tables=[comparison_table([_row(r, first) for r in results])]),
+            Section("Answers to held-out problems", figures=_drawn(_accuracy(results), _accuracy_by_time(results))),
+            Section(
+                "Loss by part of the trace",
+                "Measured on each arm's own training traces; a part means the same thoughts in both.",
+                figures=_drawn(*(_segment(results, name, note) for name, note in SEGMENTS.items())),
+            ),
+            Section("What the students write", samples=[s for r in results for s in _samples(r)]),
+        ],
+        footer="Each arm has a page of its own: " + ", ".join(f"{r.name}/report.html" for r in results),
+    )
+    path.write_text(render_report(page), encoding="utf-8")
+    return path
+
+
+def _span(result: ArmResult) -> str:
+    return _interval(result).span
+
+
+def _interval(result: ArmResult) -> Interval:
+    return Interval(result.accuracy, result.low, result.high)
+
+
+def _verdict(results: Sequence[ArmResult], chance: float) -> str:
+    told = [f"{r.name} solves {share(r.accuracy)} ({_span(r)})" for r in results]
+    saved = [
+        f"{r.name} trained on {share(r.trained_tokens / results[0].trained_tokens)} of the tokens of {results[0].name} "
+        f"in {share(r.seconds / results[0].seconds)} of the time"
+        for r in results[1:]
+    ]
+    return (
+        f"Of the held-out problems {', '.join(told)}; guessing gives {share(chance)}. {'; '.join(saved)}. "
+        "Nothing after the middle of these traces uses it, by construction: this is the case that suits condensation."
+    )
+
+
+def _row(result: ArmResult, first: ArmResult) -> dict[str, object]:
+    generated = [record.tokens for record in result.records]
+    return {
+        "name": result.name,
+        "accuracy": result.accuracy,
+        "accuracy_low": result.low,
+        "accuracy_high": result.high,
+        "trained_tokens": result.trained_tokens,
+        "seconds": result.seconds,
+        "time_saved": None if result is first else result.time_saved(first),
+        "generated_tokens": round(sum(generated) / len(generated), 1),
+    }
+
+
+def _drawn(*figures: Figure | None) -> list[Figure]:
+    return [figure for figure in figures if figure is not None]
+
+
+def _curves(
+    results: Sequence[ArmResult], x_of: Callable[[ArmResult, int], float], metric: str, *, band: bool
+) -> list[Curve]:
+    curves = []
+    for result, colour in zip(results, COLOURS, strict=False):
+        points = [(x_of(result, step), value) for step, value in result.log.points(metric)]
+        low, high = (dict(result.log.points(f"{metric}_{end}")) for end in ("low", "high"))
+        shaded = [(x_of(result, step), low[step], high[step]) for step in low if step in high] if band else []
+        curves.append(Curve(result.name, points, colour, smooth=not band, markers=band, band=shaded))
+    return curves
+
+
+def _accuracy(results: Sequence[ArmResult]) -> Figure | None:
+    curves = _curves(results, lambda _, step: step, "val/pass@1", band=True)
+    return line_plot("Accuracy by step", curves, percent=True, note="Checked by generation; shaded: 95 % interval.")
+
+
+def _accuracy_by_time(results: Sequence[ArmResult]) -> Figure | None:
+    def seconds(result: ArmResult, step: int) -> float:
+        spent = [(at, total) for at, total in result.log.points("perf/total_seconds") if at <= step]
+        return spent[-1][1] if spent else 0.0
+
+    curves = _curves(results, seconds, "val/pass@1", band=True)
+    return line_plot("Accuracy by time", curves, percent=True, x_label="seconds of training")
+
+
+def _segment(results: Sequence[ArmResult], name: str, note: str) -> Figure | None:
+    curves = _curves(results, lambda _, step: step, f"train/loss_{name}", band=False)
+    return line_plot(name.capitalize(), curves, unit="nats a token", note=note, from_zero=True)
+
+
+def _samples(result: ArmResult) -> list[Sample]:
+    """Some answers, wrong ones first."""
+    chosen = islice(sorted(result.records, key=lambda record: record.correct), SHOWN)
+    return [
+        Sample(r.prompt, r.completion, r.correct, f"{result.name}, {r.row_id}", f"expected {r.answer}") for r in chosen
+    ]
