@@ -224,6 +224,13 @@ def test_null_columns_of_other_formats_do_not_mislead(name):
     assert turns({**nulls, **row}) == expected
 
 
+def test_half_a_pair_of_common_names_is_no_prompt_and_completion():
+    assert detect_format({"input": "t5: ", "text": "t"}) == "text"
+    assert detect_format({"output": "o", "text": "t"}) == "text"
+    with pytest.raises(RowError, match="unknown format"):
+        detect_format({"query": "q", "answer": "a"})
+
+
 def test_train_on_last_leaves_only_the_last_assistant_turn_trained():
     row = ROWS["alpaca"][0]
     assert [t for *_, t in turns(row, train_on="last")] == [False, False, False, True]
