@@ -241,6 +241,14 @@ def test_the_rows_answer_is_looked_for_as_a_plain_number():
     assert condenser()(replace(conversation, answer=None)).messages[1].trace.origin == (0, 1, 5)
 
 
+def test_the_rows_answer_belongs_to_the_last_turn():
+    thoughts = [f"a thought without digits, {name}" for name in ("one", "two", "three", "four", "five", "six")]
+    thoughts[2] = "so there are 42 of them"
+    turn = think("\n\n".join(thoughts), "That is it.")
+    done = condenser()(chat(USER, turn, USER, turn, answer="42"))
+    assert [m.trace.origin for m in done.messages if m.trace] == [(0, 1, 5), (0, 1, 2, 3, 4, 5)]
+
+
 def test_token_pruning_restores_whole_thoughts_at_the_end():
     def scorer(prefix, text):
         return [(i, i + 1, 1.0 if i < 10 else 0.0) for i in range(len(text))]
@@ -365,6 +373,13 @@ def test_fit_shares_the_cut_among_turns():
     assert [len(m.trace.origin) for m in done.messages if m.trace] == [6, 3]
 
 
+def test_fit_leaves_turns_before_a_tool_result():
+    one = condenser(strategy="full")
+    whole = one(chat(USER, think(), Message("tool", "3"), think()))
+    done = one.fit(whole, measure(whole) - 30, measure)
+    assert [len(m.trace.origin) for m in done.messages if m.trace] == [10, 4]
+
+
 # Truncation
 
 
@@ -400,7 +415,8 @@ def test_truncate_over_several_turns():
 def test_truncate_drops_rows_of_which_no_answer_is_left():
     one = condenser(strategy="truncate", tau=0.1)
     assert one(chat(replace(USER, content="why " * 500), think())) is None
-    assert one.ledger.rows == {"dropped: nothing trained before the cut": 1}
+    assert one(chat(Message("system", "be brief"), replace(USER, content="why " * 500), think())) is None
+    assert one.ledger.rows == {"dropped: nothing trained before the cut": 2}
 
 
 def test_truncate_in_a_reasoning_field():

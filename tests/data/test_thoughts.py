@@ -109,6 +109,17 @@ def test_no_cut_falls_inside_a_guard(guarded, mode):
     assert guarded_spans(text) == [(text.index(guarded), text.index(guarded) + len(guarded))]
 
 
+def test_a_guarded_block_may_start_and_end_a_thought():
+    text = "a paragraph before it\n\n```\ncode\n```\n\na paragraph after it"
+    assert segment(text, min_chars=0) == [
+        "a paragraph before it\n\n", "```\ncode\n```\n\n", "a paragraph after it",
+    ]  # fmt: skip
+
+
+def test_a_latex_row_end_opens_no_display():
+    assert guarded_spans("x \\\\[2pt] y\n\nz \\] w") == []
+
+
 @pytest.mark.parametrize("stray", ["```", "$$", "\\[", "\\]", "\\begin{x}", "\\end{x}", "```a`b\n```a"])
 def test_a_delimiter_that_is_not_closed_guards_nothing(stray):
     text = f"{stray}\na first paragraph\n\na second paragraph\n\na third paragraph"
