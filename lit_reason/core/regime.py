@@ -53,9 +53,19 @@ class Regime(LightningModule):
         return load_tokenizer(self.lm_config)
 
     def configure_model(self) -> None:
-        """Build the model once, where Lightning wants it built (it may call this several times)."""
+        """Build the model once, where Lightning wants it built (it may call this several times).
+
+        Raises:
+            UserError: the model cannot be had, or is made for shorter rows than the data module lets through.
+        """
         if self.lm is None:
             self.lm = LanguageModel.load(self.lm_config)
+            limit, longest = self.lm.max_length, getattr(self.trainer.datamodule, "max_length", 0)
+            if limit is not None and longest > limit:
+                raise UserError(
+                    f"data.max_length is {longest}, but the model is made for {limit} tokens: lower it, or raise the "
+                    "model's limit with lm.overrides (max_position_embeddings, and rope_theta with it)"
+                )
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The recipe's optimizer, and its schedule stepped once an optimizer step."""
@@ -96,7 +106,7 @@ class Regime(LightningModule):
         """Log what a meter gathered since the last time, and reset it."""
         figures = meter.compute()
         meter.reset()
-        shown = ("loss", "accuracy")
+        shown = ("loss",)
         self.log_dict({f"{prefix}/{k}": v for k, v in figures.items() if k in shown}, prog_bar=True, batch_size=1)
         self.log_dict({f"{prefix}/{k}": v for k, v in figures.items() if k not in shown}, batch_size=1)
 

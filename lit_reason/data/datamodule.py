@@ -105,12 +105,6 @@ class TraceData(LightningDataModule):
         if self.tokenizer is None:
             self.tokenizer = self.trainer.lightning_module.tokenizer
         self.renderer = Renderer(self.tokenizer, self.render)
-        context = getattr(self.trainer.lightning_module, "context_length", None) if self.trainer else None
-        if context and self.max_length > context:
-            raise UserError(
-                f"data.max_length is {self.max_length}, but the model allows {context} tokens: lower it, or raise "
-                "the model's limit with lm.overrides (max_position_embeddings, and rope_theta with it)"
-            )
         if stage == "fit" and not self.files["train"]:
             raise UserError("data.train_file is missing: give the file to train on, --data.train_file FILE")
         if stage == "test" and not self.files["test"]:
@@ -365,12 +359,6 @@ class RowBuilder:
 def _records(paths: list[str], quarantine: Quarantine) -> Iterator[tuple[str, dict]]:
     for path in paths:
         yield from read_records(path, quarantine)
-
-
-def _tokenizer_digest(tokenizer: Any) -> str:
-    backend = tokenizer.backend_tokenizer.to_str()
-    special = str(sorted(tokenizer.special_tokens_map.items()))
-    return hashlib.sha256(f"{backend}\0{special}\0{tokenizer.chat_template}".encode()).hexdigest()
 
 
 def _eval_prompt(conversation: Conversation, renderer: Renderer) -> EvalPrompt:

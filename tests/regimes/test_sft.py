@@ -122,6 +122,11 @@ def test_a_checkpoint_of_another_recipe_is_refused(folder, tmp_path):
         fit(folder, tmp_path, ckpt_path=tmp_path / "full.ckpt", model__lm__path=tmp_path / "model")
 
 
+def test_rows_longer_than_the_model_allows_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="max_length is 300, but the model is made for 256 tokens"):
+        fit(folder, tmp_path, data__max_length=300)
+
+
 class LargestTensor(TorchDispatchMode):
     """Notes the largest tensor that any operation returns."""
 
