@@ -145,7 +145,6 @@ class TraceData(LightningDataModule):
                 "condense": dataclasses.asdict(condense),
                 "models": [file_digest(m) for m in (condense.scorer, condense.teacher) if m],
                 "render": self.renderer.fingerprint(),
-                "tokenizer": _tokenizer_digest(self.tokenizer),
                 "max_length": self.max_length,
                 "over_length": self.over_length,
                 "held_out": (split, sorted(held_out)),
