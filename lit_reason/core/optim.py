@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,7 +58,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     groups = parameter_groups(module.named_parameters(), config.weight_decay)
     if not groups:
         raise UserError("the model has no trainable parameter: every weight is frozen")
-    settings = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}
+    settings: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}
     if config.optimizer == "adamw8bit":
         try:
             import bitsandbytes

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from lit_reason.core.config import OptimConfig
 from lit_reason.core.optim import build_optimizer, build_schedule
@@ -32,7 +32,12 @@ class Regime(LightningModule):
         lm: the model.
         optim: optimizer and schedule.
         sampling: how `predict` and verified generation sample.
+
+    Attributes:
+        lm: the model, once Lightning has called `configure_model`.
     """
+
+    lm: LanguageModel
 
     def __init__(
         self,
@@ -42,13 +47,16 @@ class Regime(LightningModule):
     ) -> None:
         super().__init__()
         self.lm_config, self.optim_config, self.sampling = lm, optim, sampling
-        self.lm: LanguageModel | None = None
         self.train_meter, self.val_meter = SegmentMeter(), SegmentMeter()
+
+    @property
+    def _data(self) -> Any:
+        return getattr(self.trainer, "datamodule", None)
 
     # ---- model ----
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerFast:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that belongs to the model."""
         return load_tokenizer(self.lm_config)
 
@@ -58,16 +66,16 @@ class Regime(LightningModule):
         Raises:
             UserError: the model cannot be had, or is made for shorter rows than the data module lets through.
         """
-        if self.lm is None:
+        if not hasattr(self, "lm"):
             self.lm = LanguageModel.load(self.lm_config)
-            limit, longest = self.lm.max_length, getattr(self.trainer.datamodule, "max_length", 0)
+            limit, longest = self.lm.max_length, getattr(self._data, "max_length", 0)
             if limit is not None and longest > limit:
                 raise UserError(
                     f"data.max_length is {longest}, but the model is made for {limit} tokens: lower it, or raise the "
                     "model's limit with lm.overrides (max_position_embeddings, and rope_theta with it)"
                 )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """The recipe's optimizer, and its schedule stepped once an optimizer step."""
         optimizer = build_optimizer(self, self.optim_config)
         schedule = build_schedule(optimizer, int(self.trainer.estimated_stepping_batches), self.optim_config)
@@ -112,13 +120,13 @@ class Regime(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the training figures at the steps at which the trainer writes its logs."""
-        every, step = self.trainer.log_every_n_steps, self.trainer.global_step
+        every, step = getattr(self.trainer, "log_every_n_steps", 0), self.trainer.global_step
         if every and step and step % every == 0 and not self.trainer.fit_loop._should_accumulate():
             self.log_meter(self.train_meter, "train")
 
     # ---- checkpoints ----
 
-    @property
+    @property  # type: ignore[misc]
     def strict_loading(self) -> bool:
         """Adapter checkpoints hold the trained weights alone; `on_load_checkpoint` checks them instead."""
         return self.lm_config.adapter is None
@@ -180,7 +188,7 @@ class Regime(LightningModule):
             self.tokenizer,
             [prompt.ids for prompt in batch],
             self.sampling,
-            stop_ids=self.trainer.datamodule.renderer.stop_ids,
+            stop_ids=self._data.renderer.stop_ids,
             progress=False,
         )
         return [

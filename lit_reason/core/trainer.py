@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
@@ -27,7 +28,7 @@ class ReasonTrainer(Trainer):
         limit: int = 100,
         sampling: SamplingConfig | None = None,
         k: list[int] | None = None,
-    ) -> list[dict[str, float]]:
+    ) -> list[Mapping[str, float]]:
         """Answer held-out problems by generation and check the answers.
 
         Args:
@@ -42,8 +43,10 @@ class ReasonTrainer(Trainer):
         Returns:
             The held-out figures, `val/pass@1` with its interval among them.
         """
-        asked = VerifiedGeneration(checker=checker, limit=limit, sampling=sampling or model.sampling, k=k or [1])
-        self.callbacks = [c for c in self.callbacks if not isinstance(c, VerifiedGeneration)] + [asked]
+        settings = sampling or cast(SamplingConfig, model.sampling)
+        asked = VerifiedGeneration(checker=checker, limit=limit, sampling=settings, k=k or [1])
+        others: list[Any] = [c for c in self.callbacks if not isinstance(c, VerifiedGeneration)]  # type: ignore[has-type]
+        self.callbacks = [*others, asked]
         figures = self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
         if self.is_global_zero and asked.last is not None:
             print(asked.last.table())
@@ -55,7 +58,7 @@ class ReasonTrainer(Trainer):
         dataloaders: Any = None,
         datamodule: LightningDataModule | None = None,
         return_predictions: bool | None = None,
-        ckpt_path: str | None = None,
+        ckpt_path: Any = None,
         weights_only: bool | None = None,
     ) -> Any:
         """Answer prompts, and write every completion to `predictions.jsonl` in the run folder.

@@ -185,3 +185,28 @@ def answer_in_trace(
 def _yields(read: Callable[[str], str | None], text: str, answer: str) -> bool:
     found = read(text)
     return found is not None and answers_match(found, answer)
+
+
+def answer_follows(text: str, answer: str) -> bool:
+    """Whether a text still gives an answer: states it, or at least mentions it where it states none.
+
+    Args:
+        text: a worked solution.
+        answer: the reference answer.
+    """
+    stated = stated_answer(text)
+    if stated is None:
+        return _mentions(text, answer)
+    return answers_match(stated, answer) or _mentions(stated, answer)
+
+
+def _mentions(text: str, answer: str) -> bool:
+    """Numbers are compared by value; words must stand whole; what has other signs is compared without blanks."""
+    wanted = _normal(answer)
+    value = _value(wanted)
+    if value is not None:
+        return any(_value(_normal(number[0])) == value for number in _NUMBER.finditer(text))
+    words = " ".join(answer.lower().split())
+    if words and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", " ".join(text.lower().split())):
+        return True
+    return not wanted.isalnum() and bool(wanted) and wanted in _normal(text)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,28 @@ from lit_reason.data.render import Renderer
 from lit_reason.data.template_traits import TemplateTraits
 from lit_reason.data.token_row import Segment, TokenRow
 from lit_reason.errors import RowError, UserError
+
+RULES = {
+    "turns": "one trained stretch per trained turn",
+    "prompt": "training begins with generation's prompt",
+    "end": "one supervised end token per trained turn",
+    "padding": "the padding token is not supervised",
+    "text": "the text of a trained turn comes back from its tokens",
+}
+
+
+class Breach(NamedTuple):
+    """A rule that a row breaks.
+
+    Attributes:
+        rule: a key of `RULES`.
+        row_id: the row.
+        what: what was found.
+    """
+
+    rule: str
+    row_id: str
+    what: str
 
 
 @dataclass(frozen=True)
@@ -72,9 +94,7 @@ def check_contract(renderer: Renderer, conversations: Sequence[Conversation]) ->
         try:
             rows = renderer.rows(conversation)
         except RowError as error:
-            systematic = isinstance(error, TemplateMismatch) and not failing.keys().isdisjoint(
-                _kinds(conversation)
-            )
+            systematic = isinstance(error, TemplateMismatch) and not failing.keys().isdisjoint(_kinds(conversation))
             if systematic:
                 raise UserError(f"{conversation.row_id}: {error}") from error
             refused[str(error)] += 1
@@ -163,22 +183,32 @@ def _kinds(conversation: Conversation) -> set[str]:
     return kinds | ({"tools"} if any(m.tool_calls for m in turns) else set())
 
 
-def _check_rows(renderer: Renderer, conversation: Conversation, rows: Sequence[TokenRow]) -> None:
+def breaches(renderer: Renderer, conversation: Conversation, rows: Sequence[TokenRow]) -> Iterator[Breach]:
+    """Where the rows of a conversation break the contract.
+
+    Args:
+        renderer: what rendered them.
+        conversation: the conversation.
+        rows: all its rows, in order.
+    """
     trained = [i for i, m in enumerate(conversation.messages) if m.trained]
     if renderer.config.train_on == "last":
         trained = trained[-1:]
-    groups = (
-        [(rows[0], trained)] if len(rows) == 1 else [(r, [k]) for r, k in zip(rows, trained, strict=True)]
-    )
+    groups = [(rows[0], trained)] if len(rows) == 1 else [(r, [k]) for r, k in zip(rows, trained, strict=True)]
     for row, turns in groups:
         spans = _supervised_spans(row)
         if len(spans) != len(turns):
-            raise _broken(
-                row, "one trained stretch per trained turn", f"{len(spans)} of {len(turns)}", renderer
-            )
+            yield Breach("turns", row.row_id, f"{len(spans)} of {len(turns)}")
+            continue
         for turn, (first, stop) in zip(turns, spans, strict=True):
-            _check_prompt(renderer, conversation, row, turn, first)
-            _check_text(renderer, conversation.messages[turn], row, first, stop)
+            yield from _check_prompt(renderer, conversation, row, turn, first)
+            yield from _check_text(renderer, conversation.messages[turn], row, first, stop)
+
+
+def _check_rows(renderer: Renderer, conversation: Conversation, rows: Sequence[TokenRow]) -> None:
+    """Raise the first breach."""
+    for breach in breaches(renderer, conversation, rows):
+        raise _broken(breach, renderer)
 
 
 def _supervised_spans(row: TokenRow) -> list[tuple[int, int]]:
@@ -199,42 +229,29 @@ def _supervised_spans(row: TokenRow) -> list[tuple[int, int]]:
 
 def _check_prompt(
     renderer: Renderer, conversation: Conversation, row: TokenRow, turn: int, first: int
-) -> None:
+) -> Iterator[Breach]:
     """Property 1: the ids before a trained turn are those that generation is prompted with."""
     prompt = renderer.prompt_before(conversation, turn)
     if row.ids[:first].tolist() == prompt:
         return
     tokens = renderer.tokenizer.convert_ids_to_tokens
-    at = next(
-        (i for i, (a, b) in enumerate(zip(row.ids, prompt, strict=False)) if a != b), min(first, len(prompt))
-    )
+    at = next((i for i, (a, b) in enumerate(zip(row.ids, prompt, strict=False)) if a != b), min(first, len(prompt)))
     seen, wanted = tokens(row.ids[at : at + 6].tolist()), tokens(prompt[at : at + 6])
-    raise _broken(
-        row,
-        "training begins with generation's prompt",
-        f"training has {seen}, generation has {wanted}",
-        renderer,
-    )
+    yield Breach("prompt", row.row_id, f"training has {seen}, generation has {wanted}")
 
 
-def _check_text(renderer: Renderer, message: Message, row: TokenRow, first: int, stop: int) -> None:
+def _check_text(renderer: Renderer, message: Message, row: TokenRow, first: int, stop: int) -> Iterator[Breach]:
     """Properties 2 to 4 for one trained turn."""
     ids, segment = row.ids[first:stop], row.segment[first:stop]
     ends = ids[segment == Segment.END]
     stops = int(np.isin(ids, renderer.stop_ids).sum())
     closed = 0 if message.truncated else 1
     if len(ends) != closed or stops != closed:
-        raise _broken(
-            row, "one supervised end token per trained turn", f"{len(ends)} marked, {stops} present", renderer
-        )
+        yield Breach("end", row.row_id, f"{len(ends)} marked, {stops} present")
     if renderer.pad_id not in renderer.stop_ids and (ids == renderer.pad_id).any():
         token = renderer.tokenizer.convert_ids_to_tokens(renderer.pad_id)
-        raise _broken(
-            row,
-            "the padding token is not supervised",
-            f"the trained text writes out {token}; set another pad_token in tokenizer_config.json",
-            renderer,
-        )
+        what = f"the trained text writes out {token}; set another pad_token in tokenizer_config.json"
+        yield Breach("padding", row.row_id, what)
     decoded = _squash(renderer, renderer.tokenizer.decode(ids[: len(ids) - closed].tolist()))
     parts = reasoning_parts(message, *MARKERS[0])
     wanted = [parts.prefix, parts.body, parts.rest] if parts else [message.content]
@@ -242,15 +259,9 @@ def _check_text(renderer: Renderer, message: Message, row: TokenRow, first: int,
     for text in wanted:
         if _squash(renderer, text) not in decoded:
             lost = unknown is not None and unknown in ids.tolist()
-            why = (
-                "the tokenizer does not know some of its characters" if lost else f"decoded: {decoded[:80]!r}"
-            )
-            raise _broken(
-                row,
-                "the text of a trained turn comes back from its tokens",
-                f"{text[:80]!r}; {why}",
-                renderer,
-            )
+            why = "the tokenizer does not know some of its characters" if lost else f"decoded: {decoded[:80]!r}"
+            yield Breach("text", row.row_id, f"{text[:80]!r}; {why}")
+            return
 
 
 def _squash(renderer: Renderer, text: str) -> str:
@@ -260,13 +271,14 @@ def _squash(renderer: Renderer, text: str) -> str:
     return re.sub(r"[\s\u2581]+", "", text)
 
 
-def _broken(row: TokenRow, rule: str, what: str, renderer: Renderer) -> UserError:
+def _broken(breach: Breach, renderer: Renderer) -> UserError:
     way_out = (
         "give a consistent template with lm.chat_template, or set render.turn_text=verbatim"
         if renderer.mode == "chat"
         else "check the tokenizer"
     )
-    return UserError(f"{row.row_id}: the contract '{rule}' is broken: {what}; {way_out}")
+    rule = RULES[breach.rule]
+    return UserError(f"{breach.row_id}: the contract '{rule}' is broken: {breach.what}; {way_out}")
 
 
 def _notes(renderer: Renderer, failing: dict[str, str], refused: Counter[str]) -> list[str]:

@@ -103,6 +103,7 @@ class TraceData(LightningDataModule):
             stage: `fit`, `validate`, `test` or `predict`.
         """
         if self.tokenizer is None:
+            assert self.trainer is not None, "set .tokenizer to use the data module without a trainer"
             self.tokenizer = self.trainer.lightning_module.tokenizer
         self.renderer = Renderer(self.tokenizer, self.render)
         if stage == "fit" and not self.files["train"]:
@@ -245,7 +246,7 @@ class TraceData(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """Prompts, 64 at a time."""
-        return DataLoader(self.eval_prompts(), batch_size=64, collate_fn=list)
+        return DataLoader(self.eval_prompts(), batch_size=64, collate_fn=list)  # type: ignore[arg-type]
 
     def eval_prompts(self, limit: int | None = None) -> list[EvalPrompt]:
         """Held-out problems as prompts, each with its reference answer.
@@ -294,7 +295,7 @@ class RowBuilder:
                 if not keep(row_id):
                     continue
                 try:
-                    conversation = self._conversation(record, row_id)
+                    conversation = self.conversation(record, row_id)
                     if conversation is None:
                         continue
                     first.append(conversation)
@@ -326,7 +327,16 @@ class RowBuilder:
             "notes": self.notes + [f"{count} rows {reason}" for reason, count in self.dropped.items()],
         }
 
-    def _conversation(self, record: dict, row_id: str) -> Conversation | None:
+    def conversation(self, record: dict, row_id: str) -> Conversation | None:
+        """A record as it will be rendered, condensed; None where a rule drops the row.
+
+        Args:
+            record: the row.
+            row_id: its name.
+
+        Raises:
+            RowError: the record cannot be used.
+        """
         conversation = self.condenser(self.data._conversation(record, row_id))
         if conversation is None or self.data.over_length != "fit":
             return conversation

@@ -49,7 +49,7 @@ from lit_reason.data.adapters import (
 )
 from lit_reason.data.conversation import Conversation, Message, Path
 from lit_reason.data.turns import presplit_trace, read_tools, spell, text_of
-from lit_reason.errors import RowError, UserError, did_you_mean
+from lit_reason.errors import EmptyMask, RowError, UserError, did_you_mean
 
 
 def detect_format(record: Record) -> str:
@@ -132,7 +132,7 @@ def _check_trainable(messages: list[Message], lacking: str) -> None:
     if not any(m.role in ("assistant", "text") for m in messages):
         raise RowError(f"no assistant turn: {lacking}")
     if not any(m.trained for m in messages):
-        raise RowError("no trained turn: the weight of every turn that would be trained is 0")
+        raise EmptyMask("no trained turn: the weight of every turn that would be trained is 0")
     for m in messages:
         if m.trained and not (m.content.strip() or m.tool_calls or (m.reasoning or "").strip()):
             where = f" at {spell(m.content_path)}" if m.content_path else ""

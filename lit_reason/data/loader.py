@@ -69,7 +69,7 @@ class BinSampler(Sampler):
         self.lengths, self.weight_sums = lengths, weight_sums
         self.batch_rows, self.shuffle, self.seed = batch_rows, shuffle, seed
         self.accumulate, self.rank, self.world = accumulate, rank, world
-        self.shapes = None if batch_tokens is None else fill_bins(lengths, batch_tokens)
+        self.shapes = None if batch_tokens is None else fill_bins(lengths.tolist(), batch_tokens)
         self.epoch, self.start = 0, 0  # the present pass, and the first of its bins still to hand out
         self.drawn = False  # whether a batch was handed out since the pass began or was restored
 
@@ -141,20 +141,22 @@ class PackLoader(DataLoader):
         workers: loading processes; 0 loads in the main one.
     """
 
+    sampler: BinSampler
+
     def __init__(self, store: TokenStore, sampler: BinSampler, workers: int = 0) -> None:
         super().__init__(
             PackDataset(store),
             batch_size=None,
             sampler=sampler,
             num_workers=workers,
-            collate_fn=_as_is,
+            collate_fn=_as_is,  # type: ignore[arg-type]
             persistent_workers=False,
             # Its own generator: a DataLoader draws a base seed at each iter(), which would shift dropout on resume.
             generator=torch.Generator().manual_seed(sampler.seed),
         )
         self.position = 0
 
-    def __iter__(self) -> Iterator[Pack]:
+    def __iter__(self) -> Iterator[Pack]:  # type: ignore[override]
         self.position = self.sampler.start
         for pack in super().__iter__():
             self.position += 1

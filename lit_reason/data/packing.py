@@ -10,6 +10,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class Pack:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Pack:
         """The same pack with its tensors on `device`."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: v.to(device, non_blocking=non_blocking)
             for f in dataclasses.fields(self)
             if isinstance(v := getattr(self, f.name), torch.Tensor)

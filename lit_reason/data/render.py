@@ -26,7 +26,7 @@ from lit_reason.data.template_traits import TemplateTraits
 from lit_reason.data.text_encoder import Encoded, TextEncoder
 from lit_reason.data.token_row import DECILE_NONE, SEGMENT_NAMES, Segment, TokenRow
 from lit_reason.data.turn_layout import Piece, TurnLayout, lay_out
-from lit_reason.errors import RowError, UserError, did_you_mean
+from lit_reason.errors import EmptyMask, RowError, UserError, did_you_mean
 
 RENDER_VERSION = 1  # part of `fingerprint`: raise when the same conversation would give other rows
 
@@ -131,7 +131,7 @@ class Renderer:
         if self.config.train_on == "last":
             trained = trained[-1:]
         if not trained:
-            raise RowError("no trained turn in this conversation")
+            raise EmptyMask("no trained turn in this conversation")
         if any(m.role == "text" for m in conversation.messages):
             drafts = [self._document(conversation)]
         else:
@@ -171,6 +171,25 @@ class Renderer:
         else:
             text, opening = self._chat_prompt(before), ()
         return [*opening, *self.encoder.encode(text).ids.tolist()]
+
+    def written(self, conversation: Conversation, turn: int) -> tuple[str, str]:
+        """What the chat template makes of a turn, unchecked.
+
+        Args:
+            conversation: the turns.
+            turn: number of an assistant turn.
+
+        Returns:
+            The generation prompt before it, and the text up to its end; two empty texts in plain mode.
+
+        Raises:
+            RowError: the template refuses the conversation.
+        """
+        if self._template is None:
+            return "", ""
+        shaped = self._template.messages(conversation.messages)
+        prompt = self._template.render(shaped[:turn], conversation.tools, prompt=True)
+        return prompt, self._template.render(shaped[: turn + 1], conversation.tools)
 
     def fingerprint(self) -> str:
         """Hash of everything that decides rows: tokenizer, template, settings and the version of this
@@ -303,7 +322,7 @@ class Renderer:
         if len(weight):
             weight[0] = 0.0  # nothing stands before it to predict it from
         if not weight.any():
-            raise RowError("no token of this row is trained: empty text, or all segments have weight 0")
+            raise EmptyMask("no token of this row is trained: empty text, or all segments have weight 0")
         segment = np.concatenate([np.full(head, int(Segment.PROMPT), np.uint8), segment])
         decile = np.concatenate([np.full(head, DECILE_NONE, np.int8), decile])
         return TokenRow(ids, weight, segment, decile, row_id)
@@ -373,9 +392,7 @@ def _default_opening(tokenizer: Any, known: str) -> tuple[int, ...]:
 
 
 def _broken_prefix(prompt: str, full: str) -> TemplateMismatch:
-    at = next(
-        (i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full))
-    )
+    at = next((i for i, (a, b) in enumerate(zip(prompt, full, strict=False)) if a != b), min(len(prompt), len(full)))
     return TemplateMismatch(
         "the chat template does not begin a turn with its generation prompt: the prompt goes on "
         f"{prompt[at : at + 40]!r} where the turn has {full[at : at + 40]!r}; such templates mostly drop the "

@@ -39,9 +39,7 @@ def choose_pad_id(tokenizer: Any, stop_ids: Sequence[int]) -> int:
     """
     stops = set(stop_ids)
     added = sorted(tokenizer.added_tokens_decoder.items())
-    spare = [
-        i for i, token in added if token.special and any(n in token.content.lower() for n in _PADDING_NAMES)
-    ]
+    spare = [i for i, token in added if token.special and any(n in token.content.lower() for n in _PADDING_NAMES)]
     for candidate in (tokenizer.pad_token_id, tokenizer.unk_token_id, *spare):
         if candidate is not None and candidate not in stops:
             return int(candidate)

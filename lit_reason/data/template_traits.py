@@ -197,9 +197,7 @@ def _single_block(full: str, prompt: str, pair: MarkerPair) -> bool:
     )
 
 
-def _reasoning_field(
-    render: Render, user: Mapping[str, Any], prompt: str
-) -> tuple[str | None, MarkerPair | None]:
+def _reasoning_field(render: Render, user: Mapping[str, Any], prompt: str) -> tuple[str | None, MarkerPair | None]:
     """The message field that the template writes as one think block, and the markers it writes around it."""
     for key in REASONING_KEYS:
         full = _try(render, [user, _thinking_turn(MARKERS[0], key)])

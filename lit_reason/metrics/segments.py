@@ -17,6 +17,14 @@ class SegmentMeter(Metric):
     """
 
     full_state_update = False
+    count: torch.Tensor
+    nll: torch.Tensor
+    entropy: torch.Tensor
+    hits: torch.Tensor
+    in_decile: torch.Tensor
+    decile_nll: torch.Tensor
+    weighted_nll: torch.Tensor
+    weight: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -123,17 +123,17 @@ def _merged_state(base: PreTrainedModel, dtype: torch.dtype | None) -> dict[str,
         if hasattr(module, "modules_to_save"):
             walk(module.modules_to_save[module.active_adapters[0]], prefix)  # type: ignore[index,operator,arg-type]
             return
-        layer = module.base_layer if hasattr(module, "base_layer") else module
+        layer: Any = module.base_layer if hasattr(module, "base_layer") else module
         if hasattr(module, "base_layer") or _is_quantised(layer):
             put(prefix + "weight", _merged_weight(module, layer))
             if getattr(layer, "bias", None) is not None:
-                put(prefix + "bias", layer.bias)  # type: ignore[arg-type]
+                put(prefix + "bias", layer.bias)
             return
         for name, tensor in module.named_parameters(recurse=False, remove_duplicate=False):
             put(prefix + name, tensor)
-        for name, tensor in module.named_buffers(recurse=False):
+        for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
-                put(prefix + name, tensor)
+                put(prefix + name, buffer)
         for name, child in module.named_children():
             walk(child, f"{prefix}{name}.")
 
