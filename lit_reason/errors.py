@@ -14,6 +14,10 @@ class RowError(UserError):
     """One row cannot be used; the row goes to quarantine with this message, the run goes on."""
 
 
+class EmptyMask(RowError):
+    """No token of the row would be trained."""
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """The suggestion that ends an error message: ` (did you mean 'x'?)`, or an empty string without a near match.
 

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_reason.data.answers import answer_in_trace, answer_start, answers_match, final_answer, stated_answer
+from lit_reason.data.answers import (
+    answer_follows,
+    answer_in_trace,
+    answer_start,
+    answers_match,
+    final_answer,
+    stated_answer,
+)
 
 
 @pytest.mark.parametrize(
@@ -128,3 +135,27 @@ def test_hostile_text_takes_linear_time(unit):
     answer_start("\n" + text)
     answers_match(text, text + "y")
     assert time.process_time() - began < 4
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "follows"),
+    [
+        ("so \\boxed{42}", "42", True),
+        ("so \\boxed{41}, not 42", "42", False),
+        ("first \\boxed{42}, no: \\boxed{41}", "42", False),
+        ("The answer is x = 42.", "42", True),
+        ("The answer is 142.", "42", False),
+        ("it is 42, found in 3 steps", "42", True),
+        ("it is 1,042 in 3 steps", "1042", True),
+        ("it is 142 or 4.2", "42", False),
+        ("half of it: 0.5", "1/2", True),
+        ("He said yes at once", "Yes", True),
+        ("his eyes", "yes", False),
+        ("then x = \\frac{ \\pi }{4} holds", "\\frac{\\pi}{4}", True),
+        ("then x = \\pi holds", "\\frac{\\pi}{4}", False),
+        ("", "42", False),
+        ("no number", "", False),
+    ],
+)
+def test_answer_follows_from_what_is_stated_or_else_mentioned(text, answer, follows):
+    assert answer_follows(text, answer) is follows
