@@ -295,7 +295,7 @@ class RowBuilder:
                 if not keep(row_id):
                     continue
                 try:
-                    conversation = self.conversation(record, row_id)
+                    conversation = self._conversation(record, row_id)
                     if conversation is None:
                         continue
                     first.append(conversation)
@@ -327,16 +327,7 @@ class RowBuilder:
             "notes": self.notes + [f"{count} rows {reason}" for reason, count in self.dropped.items()],
         }
 
-    def conversation(self, record: dict, row_id: str) -> Conversation | None:
-        """A record as it will be rendered, condensed; None where a rule drops the row.
-
-        Args:
-            record: the row.
-            row_id: its name.
-
-        Raises:
-            RowError: the record cannot be used.
-        """
+    def _conversation(self, record: dict, row_id: str) -> Conversation | None:
         conversation = self.condenser(self.data._conversation(record, row_id))
         if conversation is None or self.data.over_length != "fit":
             return conversation
