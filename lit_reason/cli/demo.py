@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
 
     page = write_page(results, out / "report.html", chance=chance, rows=rows, seed=args.seed)
     print(table(results))
-    print(f"\nGuessing would give {chance:.0%}. In brackets: 95 % Wilson interval.")
+    print(f"\nThe best constant guess would give {chance:.0%}. In brackets: 95 % Wilson interval.")
     print(f"\nreport  {page}")
     for result in results:
         print(f"model   {result.folder / 'export'}   ({result.name})")
@@ -145,7 +145,7 @@ def prepare(out: Path, rows: int, held_out: int, seed: int) -> float:
         seed: seed of problems and weights.
 
     Returns:
-        Accuracy of guessing.
+        Accuracy of always guessing the most common answer.
     """
     from lit_reason.tasks import chain
     from lit_reason.tasks.problem_file import write_problems

@@ -36,7 +36,7 @@ def write_page(results: Sequence[ArmResult], path: Path, *, chance: float, rows:
     Args:
         results: the arms; the others are compared with the first.
         path: the HTML file.
-        chance: accuracy of guessing.
+        chance: accuracy of the best constant guess.
         rows: problems trained on.
         seed: seed of the demo.
 
@@ -45,7 +45,7 @@ def write_page(results: Sequence[ArmResult], path: Path, *, chance: float, rows:
     """
     first = results[0]
     tiles = [
-        Tile(f"Accuracy, {r.name}", share(r.accuracy), f"{_span(r)} (95 %), guessing {share(chance)}", _interval(r))
+        Tile(f"Accuracy, {r.name}", share(r.accuracy), f"{_span(r)} (95 %), best guess {share(chance)}", _interval(r))
         for r in results
     ]
     tiles += [Tile(f"Time saved by {r.name}", share(r.time_saved(first)), f"against {first.name}") for r in results[1:]]
@@ -86,7 +86,7 @@ def _verdict(results: Sequence[ArmResult], chance: float) -> str:
         for r in results[1:]
     ]
     return (
-        f"Of the held-out problems {', '.join(told)}; guessing gives {share(chance)}. {'; '.join(saved)}. "
+        f"Of the held-out problems {', '.join(told)}; the best constant guess {share(chance)}. {'; '.join(saved)}. "
         "Nothing after the middle of these traces uses it, by construction: this is the case that suits condensation."
     )
 

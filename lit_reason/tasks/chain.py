@@ -1,31 +1,35 @@
 """Decode-and-chain: look symbols up, wander, add the values up. The middle of the trace is redundant, or not.
 
-The prompt gives every symbol a value and asks for a sum; all additions are modulo `modulus`::
+The prompt gives every symbol a value and asks for the sum of some of them::
 
-    given e3 a0 d4 c1 f2 b4 add c a e b
-    <think>is c 1.  is a 0.  is e 3.  is b 4.            understanding: each operand is decoded
-    wait d 4 + a 0 = 4.  hmm f 2 + c 1 = 3.  ...         exploration: 6 to 12 sums of two symbols
-    so 1 + 0 = 1.  so 1 + 3 = 4.  so 4 + 4 = 3.</think> 3    convergence: the chain over the decoded values
+    given e3 a0 d4 c1 f2 b4 add first c second a third e fourth b
+    <think>decode first c 1.  decode second a 0.  decode third e 3.  decode fourth b 4.     understanding
+    wait d 4 + a 0 = 4.  hmm f 2 + c 1 = 3.  ...                                              exploration
+    so first 1 + second 0 = 1.  so 1 + third 3 = 4.  so 4 + fourth 4 = 8.</think> 8           convergence
 
-(thoughts are separated by blank lines.) The exploration is correct but nothing after it uses it: at `tau = 0.5`
-the edges that EPiC keeps hold all that the answer needs. With `used_share = p` the task changes: a share p of the
-middle thoughts, those that start with "meanwhile", add further operands to a running total, and the convergence
-starts from that total, so removing one of them leaves a gap.
+(thoughts are separated by blank lines.) The exploration, 6 to 12 sums of two symbols, is correct, but nothing after
+it uses it: at `tau = 0.5` the edges that EPiC keeps hold all that the answer needs. With `used_share = p` the task
+changes: a share p of the middle thoughts, those that start with "meanwhile", add further operands to a running total,
+and the convergence starts from that total, so removing one of them leaves a gap.
 
-A value stands right behind its symbol, in the prompt as one token with it: looking it up takes a single attention
-step, which is what lets a model of 0.1 M parameters learn the task in a minute.
+Three things let a model of 0.1 M parameters learn this within a minute. A value stands right behind its symbol, in the
+prompt as one token with it, so that looking it up takes a single attention step. Operands have names (first, second,
+...), so that fetching one is a matter of equal words. Sums are plain: half of a sum modulo a number says nothing about
+it, which leaves nothing to learn from until both operands are known, and some seeds then wait for very long.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from lit_reason.errors import UserError
 
 CUES = ("wait", "but", "hmm", "alternatively")
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 HELD_OUT_SHARE = 8  # one assignment of values in this many is never trained on
 
 
@@ -35,7 +39,7 @@ class ChainConfig:
 
     Args:
         symbols: symbols a, b, c, ... that the prompt gives values to.
-        modulus: values lie in [0, modulus); guessing is right once in `modulus` times.
+        values: a symbol's value is one of 0 to `values - 1`.
         links: additions in the convergence; `links + 1` symbols are decoded.
         middle_min: fewest exploration thoughts. At least `links + 3`, or EPiC at tau 0.5 cuts the edges.
         middle_max: most exploration thoughts.
@@ -43,17 +47,18 @@ class ChainConfig:
     """
 
     symbols: int = 6
-    modulus: int = 5
+    values: int = 5
     links: int = 3
     middle_min: int = 6
     middle_max: int = 12
     used_share: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 2 <= self.symbols <= 26 or not 1 <= self.links < self.symbols or self.modulus < 2:
+        most = min(self.symbols, len(ORDINALS)) - 1
+        if not 2 <= self.symbols <= 26 or not 1 <= self.links <= most or self.values < 2:
             raise UserError(
-                f"chain: symbols {self.symbols}, links {self.links}, modulus {self.modulus}: "
-                "2 to 26 symbols, fewer links than symbols, and a modulus of at least 2 are needed"
+                f"chain: symbols {self.symbols}, values {self.values}, links {self.links}: needed are 2 to 26 "
+                f"symbols, at least 2 values, and 1 to {len(ORDINALS) - 1} links, fewer than symbols"
             )
         if not 0 <= self.middle_min <= self.middle_max or not 0 <= self.used_share <= 1:
             raise UserError(
@@ -67,9 +72,20 @@ class ChainConfig:
         return "abcdefghijklmnopqrstuvwxyz"[: self.symbols]
 
     @property
+    def largest(self) -> int:
+        """The largest sum that can occur."""
+        return (self.values - 1) * (self.links + 1 + round(self.used_share * self.middle_max))
+
+    @property
     def chance(self) -> float:
-        """Accuracy of guessing: the sum of uniform values is uniform."""
-        return 1 / self.modulus
+        """Accuracy of always guessing the most common answer, a sum of `links + 1` uniform values.
+
+        Operands added in the middle (`used_share`) spread the answers more, and make it smaller than this.
+        """
+        ways = Counter({0: 1})
+        for _ in range(self.links + 1):
+            ways = sum((Counter({t + v: n for t, n in ways.items()}) for v in range(self.values)), Counter())
+        return max(ways.values()) / ways.total()
 
 
 @dataclass(frozen=True)
@@ -109,7 +125,7 @@ def draw(config: ChainConfig, rng: random.Random, *, held_out: bool) -> ChainPro
         held_out: draw from the assignments that training never sees, or from the others.
     """
     while True:
-        values = tuple(rng.randrange(config.modulus) for _ in range(config.symbols))
+        values = tuple(rng.randrange(config.values) for _ in range(config.symbols))
         if is_held_out(values) == held_out:
             break
     shown, letters = list(config.letters), config.letters
@@ -122,16 +138,17 @@ def draw(config: ChainConfig, rng: random.Random, *, held_out: bool) -> ChainPro
     return ChainProblem(values, "".join(shown), operands, "".join(rounds)[:used], middle)
 
 
-def answer(config: ChainConfig, problem: ChainProblem) -> int:
-    """The sum of all operands, modulo `config.modulus`."""
-    return sum(problem.value(s) for s in problem.operands + problem.extras) % config.modulus
+def answer(problem: ChainProblem) -> int:
+    """The sum of all operands."""
+    return sum(problem.value(s) for s in problem.operands + problem.extras)
 
 
 def prompt(problem: ChainProblem) -> str:
     """What the user asks."""
     given = " ".join(f"{s}{problem.value(s)}" for s in problem.shown)
     then = f" then {' '.join(problem.extras)}" if problem.extras else ""
-    return f"given {given} add {' '.join(problem.operands)}{then}"
+    named = " ".join(f"{name} {s}" for name, s in zip(ORDINALS, problem.operands, strict=False))
+    return f"given {given} add {named}{then}"
 
 
 def thoughts(config: ChainConfig, problem: ChainProblem, rng: random.Random) -> list[str]:
@@ -142,25 +159,28 @@ def thoughts(config: ChainConfig, problem: ChainProblem, rng: random.Random) -> 
         problem: the problem.
         rng: draws the exploration and its cue words.
     """
-    total = problem.value(problem.operands[0])
-    head = [f"is {s} {problem.value(s)}." for s in problem.operands]
+    value = problem.value
+    named = list(zip(ORDINALS, problem.operands, strict=False))
+    head = [f"decode {name} {s} {value(s)}." for name, s in named]
     useful = set(rng.sample(range(problem.middle), len(problem.extras)))
     extras = iter(problem.extras)
+    total = value(problem.operands[0])
+    so_far = f"first {total}"  # how the running total is written: by name until something was added to it
     middle = []
     for place in range(problem.middle):
         if place in useful:
             symbol = next(extras)
-            left = f"meanwhile {total} + {symbol} {problem.value(symbol)}"
-            total = (total + problem.value(symbol)) % config.modulus
-            middle.append(f"{left} = {total}.")
+            total += value(symbol)
+            middle.append(f"meanwhile {so_far} + {symbol} {value(symbol)} = {total}.")
+            so_far = str(total)
         else:
             a, b = rng.sample(config.letters, 2)
-            result = (problem.value(a) + problem.value(b)) % config.modulus
-            middle.append(f"{rng.choice(CUES)} {a} {problem.value(a)} + {b} {problem.value(b)} = {result}.")
+            middle.append(f"{rng.choice(CUES)} {a} {value(a)} + {b} {value(b)} = {value(a) + value(b)}.")
     tail = []
-    for symbol in problem.operands[1:]:
-        before, total = total, (total + problem.value(symbol)) % config.modulus
-        tail.append(f"so {before} + {problem.value(symbol)} = {total}.")
+    for name, symbol in named[1:]:
+        total += value(symbol)
+        tail.append(f"so {so_far} + {name} {value(symbol)} = {total}.")
+        so_far = str(total)
     return head + middle + tail
 
 
@@ -175,7 +195,7 @@ def record(config: ChainConfig, seed: int, index: int, *, held_out: bool) -> dic
     """
     rng = random.Random(f"chain/{seed}/{'held out' if held_out else 'train'}/{index}")
     problem = draw(config, rng, held_out=held_out)
-    solution = str(answer(config, problem))
+    solution = str(answer(problem))
     trace = "\n\n".join(thoughts(config, problem, rng))
     return {
         "messages": [
@@ -189,10 +209,11 @@ def record(config: ChainConfig, seed: int, index: int, *, held_out: bool) -> dic
 def words(config: ChainConfig) -> list[str]:
     """Every token text that can stand in a problem or its trace; blanks belong to the word behind them."""
     symbols = [f" {s}" for s in config.letters]
-    numbers = [f" {v}" for v in range(config.modulus)]
-    pairs = [s + str(v) for s in symbols for v in range(config.modulus)]
-    starts = ["given", "is", "so", "meanwhile", *CUES]
-    return ["\n\n", ".", *starts, " add", " then", " +", " =", *symbols, *numbers, *pairs]
+    numbers = [f" {n}" for n in range(max(config.largest, 2 * (config.values - 1)) + 1)]
+    pairs = [s + str(v) for s in symbols for v in range(config.values)]
+    names = [f" {name}" for name in ORDINALS[: config.links + 1]]
+    starts = ["given", "decode", "so", "meanwhile", *CUES]
+    return ["\n\n", ".", *starts, " add", " then", " +", " =", *names, *symbols, *numbers, *pairs]
 
 
 def check(text: str, answer: str | None, metadata: dict[str, Any]) -> bool:

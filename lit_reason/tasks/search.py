@@ -1,6 +1,6 @@
 """Essential search: find the one pair with a wanted sum by trying pairs in order. The middle cannot be skipped.
 
-The prompt gives every symbol a value, and a target; additions are modulo `modulus`::
+The prompt gives every symbol a value, and a target::
 
     given c7 a2 f9 b4 e0 d5 target 9
     <think>is c 7.  is a 2.  is f 9.  is b 4.  is e 0.  is d 5.     understanding: the values, in prompt order
@@ -28,20 +28,20 @@ class SearchConfig:
 
     Args:
         symbols: symbols a, b, c, ... that the prompt gives values to.
-        modulus: values lie in [0, modulus).
+        values: a symbol's value is one of 0 to `values - 1`.
         misses_min: fewest pairs tried in vain before the hit.
     """
 
     symbols: int = 6
-    modulus: int = 10
+    values: int = 10
     misses_min: int = 4
 
     def __post_init__(self) -> None:
         pairs = self.symbols * (self.symbols - 1) // 2
-        if not 2 <= self.symbols <= 26 or self.modulus < 2 or not 0 <= self.misses_min < pairs:
+        if not 2 <= self.symbols <= 26 or self.values < 2 or not 0 <= self.misses_min < pairs:
             raise UserError(
-                f"search: symbols {self.symbols}, modulus {self.modulus}, misses_min {self.misses_min}: "
-                "2 to 26 symbols, a modulus of at least 2, and fewer misses than pairs are needed"
+                f"search: symbols {self.symbols}, values {self.values}, misses_min {self.misses_min}: "
+                "2 to 26 symbols, at least 2 values, and fewer misses than pairs are needed"
             )
 
     @property
@@ -74,10 +74,10 @@ class SearchProblem:
         return self.values[ord(symbol) - ord("a")]
 
 
-def hits(config: SearchConfig, problem: SearchProblem) -> list[int]:
+def hits(problem: SearchProblem) -> list[int]:
     """Numbers of the pairs, in search order, whose sum is the target."""
     sums = (problem.value(a) + problem.value(b) for a, b in combinations(problem.shown, 2))
-    return [n for n, total in enumerate(sums) if total % config.modulus == problem.target]
+    return [n for n, total in enumerate(sums) if total == problem.target]
 
 
 def draw(config: SearchConfig, rng: random.Random, *, held_out: bool) -> SearchProblem:
@@ -91,21 +91,21 @@ def draw(config: SearchConfig, rng: random.Random, *, held_out: bool) -> SearchP
     pairs = list(combinations(range(config.symbols), 2))
     wanted = rng.randrange(config.misses_min, len(pairs))
     while True:
-        values = tuple(rng.randrange(config.modulus) for _ in range(config.symbols))
+        values = tuple(rng.randrange(config.values) for _ in range(config.symbols))
         if is_held_out(values) != held_out:
             continue
         shown = list(config.letters)
         rng.shuffle(shown)
         a, b = (shown[place] for place in pairs[wanted])
-        target = (values[ord(a) - ord("a")] + values[ord(b) - ord("a")]) % config.modulus
+        target = values[ord(a) - ord("a")] + values[ord(b) - ord("a")]
         problem = SearchProblem(values, "".join(shown), target)
-        if hits(config, problem) == [wanted]:
+        if hits(problem) == [wanted]:
             return problem
 
 
-def answer(config: SearchConfig, problem: SearchProblem) -> str:
+def answer(problem: SearchProblem) -> str:
     """The two symbols of the hit, in the order of the prompt."""
-    (hit,) = hits(config, problem)
+    (hit,) = hits(problem)
     return " ".join(list(combinations(problem.shown, 2))[hit])
 
 
@@ -115,21 +115,19 @@ def prompt(problem: SearchProblem) -> str:
     return f"given {given} target {problem.target}"
 
 
-def thoughts(config: SearchConfig, problem: SearchProblem, rng: random.Random) -> list[str]:
+def thoughts(problem: SearchProblem, rng: random.Random) -> list[str]:
     """The reasoning: one decoding a symbol, one thought a miss, the hit, and the answer.
 
     Args:
-        config: size of the problem.
         problem: the problem.
         rng: draws the cue words.
     """
     pairs = list(combinations(problem.shown, 2))
-    (hit,) = hits(config, problem)
+    (hit,) = hits(problem)
 
     def tried(pair: tuple[str, str]) -> str:
         a, b = pair
-        total = (problem.value(a) + problem.value(b)) % config.modulus
-        return f"{a} {problem.value(a)} + {b} {problem.value(b)} = {total}"
+        return f"{a} {problem.value(a)} + {b} {problem.value(b)} = {problem.value(a) + problem.value(b)}"
 
     head = [f"is {s} {problem.value(s)}." for s in problem.shown]
     middle = [f"{rng.choice(CUES)} {tried(pair)} no." for pair in pairs[:hit]]
@@ -147,8 +145,8 @@ def record(config: SearchConfig, seed: int, index: int, *, held_out: bool) -> di
     """
     rng = random.Random(f"search/{seed}/{'held out' if held_out else 'train'}/{index}")
     problem = draw(config, rng, held_out=held_out)
-    solution = answer(config, problem)
-    trace = "\n\n".join(thoughts(config, problem, rng))
+    solution = answer(problem)
+    trace = "\n\n".join(thoughts(problem, rng))
     return {
         "messages": [
             {"role": "user", "content": prompt(problem)},
@@ -161,8 +159,8 @@ def record(config: SearchConfig, seed: int, index: int, *, held_out: bool) -> di
 def words(config: SearchConfig) -> list[str]:
     """Every token text that can stand in a problem or its trace; blanks belong to the word behind them."""
     symbols = [f" {s}" for s in config.letters]
-    numbers = [f" {v}" for v in range(config.modulus)]
-    pairs = [s + str(v) for s in symbols for v in range(config.modulus)]
+    numbers = [f" {v}" for v in range(2 * config.values - 1)]
+    pairs = [s + str(v) for s in symbols for v in range(config.values)]
     return ["\n\n", ".", "given", "is", "so", *CUES, " target", " no", " +", " =", *symbols, *numbers, *pairs]
 
 

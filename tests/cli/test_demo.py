@@ -68,7 +68,7 @@ def test_what_it_prints(tiny):
     lines = said.splitlines()
     assert lines[0] == "Decode-and-chain: 32 problems to train on, 8 held out; 2 steps an arm."
     assert [line.split()[0] for line in lines[2:5]] == ["arm", "full", "epic"]
-    assert "Guessing would give 20%" in said
+    assert "The best constant guess would give 14%" in said
     assert lines[-1] == "Not above chance: full, epic: 32 problems are too few, 12800 are enough"
     assert "train full: 100%" in noise and "train epic: 100%" in noise
     assert not re.search(r"warn|GPU|Seed set|Trainer|shards", noise, re.IGNORECASE)

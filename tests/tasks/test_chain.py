@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 
 import pytest
 
@@ -12,7 +13,7 @@ from lit_reason.tasks.problem_file import write_problems
 
 CONFIGS = {
     "demo": chain.ChainConfig(),
-    "two links": chain.ChainConfig(symbols=5, modulus=7, links=2, middle_min=5, middle_max=9),
+    "two links": chain.ChainConfig(symbols=5, values=7, links=2, middle_min=5, middle_max=9),
     "half used": chain.ChainConfig(used_share=0.5),
     "all used": chain.ChainConfig(middle_min=8, used_share=1.0),
 }
@@ -31,15 +32,17 @@ def read(row):
     """Values, operands and extras of a prompt; head, middle and tail of a trace; the answer."""
     question, reply = (message["content"] for message in row["messages"])
     given, asked = re.fullmatch(r"given (.*) add (.*)", question).groups()
-    operands, _, extras = asked.partition(" then ")
+    named, _, extras = asked.partition(" then ")
+    names, operands = named.split()[::2], named.split()[1::2]
+    assert names == ["first", "second", "third", "fourth"][: len(names)]
     values = {pair[0]: int(pair[1:]) for pair in given.split()}
     trace, solution = re.fullmatch(r"<think>(.*)</think> (\d+)", reply, re.DOTALL).groups()
-    parts = {"is": [], "so": [], "middle": []}
+    parts = {"decode": [], "so": [], "middle": []}
     for thought in trace.split("\n\n"):
         first = thought.split()[0]
         parts[first if first in parts else "middle"].append(thought)
-    order = [t.split()[0] if t.split()[0] in ("is", "so") else "middle" for t in trace.split("\n\n")]
-    return values, operands.split(), extras.split(), parts, order, solution
+    order = [t.split()[0] if t.split()[0] in ("decode", "so") else "middle" for t in trace.split("\n\n")]
+    return values, operands, extras.split(), parts, order, solution
 
 
 def test_the_answer_is_the_sum_of_what_the_prompt_says(config):
@@ -47,14 +50,14 @@ def test_the_answer_is_the_sum_of_what_the_prompt_says(config):
         values, operands, extras, _, _, solution = read(row)
         assert set(values) == set(config.letters)
         assert len(set(operands)) == config.links + 1
-        total = sum(values[s] for s in operands + extras) % config.modulus
+        total = sum(values[s] for s in operands + extras)
         assert row["answer"] == solution == str(total)
 
 
 def test_understanding_then_exploration_then_convergence(config):
     for row in rows(config):
         _, _, _, parts, order, _ = read(row)
-        assert order == ["is"] * (config.links + 1) + ["middle"] * len(parts["middle"]) + ["so"] * config.links
+        assert order == ["decode"] * (config.links + 1) + ["middle"] * len(parts["middle"]) + ["so"] * config.links
         assert config.middle_min <= len(parts["middle"]) <= config.middle_max
         assert all(re.match(r"(wait|but|hmm|alternatively|meanwhile) ", t) for t in parts["middle"])
 
@@ -62,30 +65,31 @@ def test_understanding_then_exploration_then_convergence(config):
 def test_every_equation_holds_and_every_value_is_the_given_one(config):
     for row in rows(config):
         values, _, _, parts, _, _ = read(row)
-        for thought in parts["is"] + parts["middle"]:
+        for thought in parts["decode"] + parts["middle"]:
             for symbol, value in re.findall(r"\b([a-z]) (\d+)", thought):
                 assert values[symbol] == int(value), thought
         for thought in parts["middle"] + parts["so"]:
             numbers = [int(n) for n in re.findall(r"\d+", thought)]
-            assert (numbers[0] + numbers[1]) % config.modulus == numbers[2], thought
+            assert numbers[0] + numbers[1] == numbers[2], thought
 
 
 def test_the_tail_follows_from_the_head_and_the_used_middle(config):
     for row in rows(config):
         values, operands, extras, parts, _, solution = read(row)
-        decoded = [(t.split()[1], int(t.split()[2].rstrip("."))) for t in parts["is"]]
-        assert [s for s, _ in decoded] == operands
-        total = decoded[0][1]
+        decoded = {t.split()[1]: (t.split()[2], int(t.split()[3].rstrip("."))) for t in parts["decode"]}
+        assert [symbol for symbol, _ in decoded.values()] == operands
+        total = decoded["first"][1]
         used = [t for t in parts["middle"] if t.startswith("meanwhile")]
-        assert [t.split()[3] for t in used] == extras
+        assert [t.split(" + ")[1].split()[0] for t in used] == extras
         for thought in used:
             numbers = [int(n) for n in re.findall(r"\d+", thought)]
             assert numbers[0] == total
             total = numbers[2]
-        for thought, (_, value) in zip(parts["so"], decoded[1:], strict=True):
+        for thought, (name, (_, value)) in zip(parts["so"], list(decoded.items())[1:], strict=True):
             numbers = [int(n) for n in re.findall(r"\d+", thought)]
-            assert numbers[:2] == [total, value]
+            assert numbers[:2] == [total, value] and f" + {name} {value} " in thought
             total = numbers[2]
+        assert (used + parts["so"])[0].split()[1] == "first"
         assert str(total) == solution
 
 
@@ -112,7 +116,7 @@ def test_the_edges_at_half_keep_all_that_the_answer_needs(name):
         kept = max(2, math.ceil(0.5 * n))
         tail = kept // 2
         cut = order[: kept - tail] + order[n - tail :]
-        assert cut.count("is") == len(parts["is"]) and cut.count("so") == len(parts["so"])
+        assert cut.count("decode") == len(parts["decode"]) and cut.count("so") == len(parts["so"])
 
 
 def test_held_out_assignments_are_never_trained_on_whatever_the_seed(config):
@@ -129,17 +133,22 @@ def test_held_out_assignments_are_never_trained_on_whatever_the_seed(config):
 
 
 def test_about_one_assignment_in_eight_is_held_out():
-    config = chain.ChainConfig(symbols=4)
     every = [(a, b, c, d) for a in range(5) for b in range(5) for c in range(5) for d in range(5)]
     assert 0.08 < sum(map(chain.is_held_out, every)) / len(every) < 0.17
-    assert config.chance == 0.2
 
 
-def test_answers_are_about_uniform_so_chance_is_one_in_modulus():
-    counts = [0] * 5
-    for row in rows(chain.ChainConfig(), 1000, held_out=True):
-        counts[int(row["answer"])] += 1
-    assert max(counts) < 260 and min(counts) > 145  # 200 each, 5 standard deviations
+def test_chance_is_the_share_of_the_most_common_answer():
+    assert chain.ChainConfig().chance == 85 / 625  # ways to make 8 of four numbers from 0 to 4
+    assert chain.ChainConfig(values=2, links=1).chance == 0.5
+    assert chain.ChainConfig(values=6, links=1).chance == pytest.approx(1 / 6)  # 5 of two dice from 0 to 5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_no_constant_answer_beats_chance(share):
+    config = chain.ChainConfig(used_share=share)
+    counts = Counter(row["answer"] for row in rows(config, 1000, held_out=True))
+    assert counts.most_common(1)[0][1] < 1000 * config.chance + 5 * 11  # 5 standard deviations
+    assert max(map(int, counts)) <= config.largest
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_seed_others(config):
@@ -170,7 +179,7 @@ def test_check(text, answer, right):
 def test_check_accepts_every_generated_reply(config):
     for row in rows(config, 50):
         assert chain.check(row["messages"][1]["content"], row["answer"], {})
-        wrong = str((int(row["answer"]) + 1) % config.modulus)
+        wrong = str(int(row["answer"]) + 1)
         assert not chain.check(row["messages"][1]["content"], wrong, {})
 
 
@@ -181,7 +190,8 @@ def test_check_accepts_every_generated_reply(config):
         {"symbols": 27},
         {"links": 6},
         {"links": 0},
-        {"modulus": 1},
+        {"values": 1},
+        {"symbols": 12, "links": 8},
         {"middle_min": 5, "middle_max": 4},
         {"middle_min": -1},
         {"used_share": 1.5},
