@@ -142,8 +142,8 @@ def _merged_state(base: PreTrainedModel, dtype: torch.dtype | None) -> dict[str,
 
 
 def _is_quantised(layer: nn.Module) -> bool:
-    weight = getattr(layer, "weight", None)
-    return weight is not None and hasattr(layer, "compute_dtype" if weight.dtype == torch.uint8 else "state")
+    """Whether bitsandbytes holds this layer's weight: 4-bit weights lie in bytes, 8-bit ones in integers."""
+    return getattr(getattr(layer, "weight", None), "dtype", None) in (torch.uint8, torch.int8)
 
 
 def _merged_weight(module: nn.Module, layer: Any) -> Tensor:
