@@ -1,0 +1,75 @@
+"""One way to record a measurement: what ran, when, with which versions, on which machine."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("lit-reason", "torch", "lightning", "transformers", "peft", "numpy")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory and Python of this machine."""
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that decide a measurement."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and largest of repeated measurements."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def record(name: str, result: dict[str, Any], notes: Sequence[str] = ()) -> Path:
+    """Write a result with its circumstances.
+
+    Args:
+        name: file name without date.
+        result: figures, JSON-able.
+        notes: what a reader must know, such as other load on the machine.
+
+    Returns:
+        The file, `benchmarks/results/<date>-<name>.json`.
+    """
+    RESULTS.mkdir(exist_ok=True)
+    today = datetime.date.today().isoformat()
+    path = RESULTS / f"{today}-{name}.json"
+    command = " ".join([Path(sys.executable).name, "-m", *_module(), *sys.argv[1:]])
+    facts = {"date": today, "command": command, "versions": versions(), "machine": machine(), "notes": list(notes)}
+    path.write_text(json.dumps({**facts, "result": result}, indent=1) + "\n")
+    return path
+
+
+def _module() -> list[str]:
+    spec = sys.modules["__main__"].__spec__
+    return [spec.name] if spec is not None else [sys.argv[0]]

@@ -1,0 +1,13 @@
+"""All measurements of this machine, one after the other: `make bench`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPTS = ("benchmarks.head_loss",)
+
+if __name__ == "__main__":
+    for script in SCRIPTS:
+        print(f"== {script}", flush=True)
+        subprocess.run([sys.executable, "-m", script, *sys.argv[1:]], check=True)
