@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -66,8 +67,11 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file; `lit-reason VERB --config RUN/config.yaml` repeats the run."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.config.clone()
+        if "resume" in config:
+            config["resume"] = None  # to repeat a run is not to go on with it
         self.parser.save(
-            self.config,
+            config,
             str(self.folder / self.config_filename),
             skip_none=False,
             overwrite=True,
@@ -86,6 +90,8 @@ class ReasonCLI(LightningCLI):
         argv: its arguments.
         trainer_class: the trainer.
         regime_class: base class of what `model` may be.
+        with_trainer: build the trainer, its callbacks and loggers too; without, the whole configuration is
+            still read and checked.
     """
 
     def __init__(
@@ -94,8 +100,9 @@ class ReasonCLI(LightningCLI):
         argv: Sequence[str],
         trainer_class: type[Trainer],
         regime_class: type[LightningModule],
+        with_trainer: bool = True,
     ) -> None:
-        self.verb = verb
+        self.verb, self.with_trainer = verb, with_trainer
         self.classes = trainer_class, regime_class
         self.verb_arguments: list[str] = []
         super().__init__(
@@ -154,7 +161,13 @@ class ReasonCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; what a class refuses with a UserError comes through as that."""
         try:
-            super().instantiate_classes()
+            if self.with_trainer:
+                super().instantiate_classes()
+            else:
+                config = self.config.clone()
+                config.pop("trainer", None)
+                self.config_init = self.parser.instantiate_classes(config)
+                self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
         except (ValueError, TypeError) as error:
             cause: BaseException | None = error
             while cause is not None:
@@ -182,6 +195,8 @@ class ReasonCLI(LightningCLI):
     def run_verb(self) -> Any:
         """Run the trainer's method with the built model and data."""
         arguments = {name: self.config_init[name] for name in self.verb_arguments}
+        if arguments.get("resume"):
+            self.trainer.recipe = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         return getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **arguments)
 
 
@@ -223,12 +238,13 @@ def house_classes() -> tuple[type[Trainer], type[LightningModule]]:
     return ReasonTrainer, Regime
 
 
-def build(verb: str, argv: Sequence[str]) -> ReasonCLI:
+def build(verb: str, argv: Sequence[str], *, with_trainer: bool = True) -> ReasonCLI:
     """Parse and build model, data and trainer without running anything.
 
     Args:
         verb: one of `VERBS`.
         argv: arguments after the verb; packaged recipe names are fine after `--config`.
+        with_trainer: False leaves the trainer, its callbacks and loggers out.
 
     Raises:
         UserError: the configuration is wrong.
@@ -238,7 +254,7 @@ def build(verb: str, argv: Sequence[str]) -> ReasonCLI:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # at the end, so that a class of the user's own is found and nothing is hidden
     trainer_class, regime_class = house_classes()
-    return ReasonCLI(verb, argv, trainer_class, regime_class)
+    return ReasonCLI(verb, argv, trainer_class, regime_class, with_trainer)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -196,7 +196,7 @@ def breaches(renderer: Renderer, conversation: Conversation, rows: Sequence[Toke
         trained = trained[-1:]
     groups = [(rows[0], trained)] if len(rows) == 1 else [(r, [k]) for r, k in zip(rows, trained, strict=True)]
     for row, turns in groups:
-        spans = _supervised_spans(row)
+        spans = supervised_stretches(row)
         if len(spans) != len(turns):
             yield Breach("turns", row.row_id, f"{len(spans)} of {len(turns)}")
             continue
@@ -211,20 +211,20 @@ def _check_rows(renderer: Renderer, conversation: Conversation, rows: Sequence[T
         raise _broken(breach, renderer)
 
 
-def _supervised_spans(row: TokenRow) -> list[tuple[int, int]]:
-    """Runs of tokens that are no prompt, each cut after its end token."""
-    spans: list[tuple[int, int]] = []
-    inside = False
-    for i, segment in enumerate(row.segment):
-        if segment == Segment.PROMPT:
-            inside = False
-            continue
-        if inside:
-            spans[-1] = (spans[-1][0], i + 1)
-        else:
-            spans.append((i, i + 1))
-        inside = segment != Segment.END
-    return spans
+def supervised_stretches(row: TokenRow) -> list[tuple[int, int]]:
+    """Runs of tokens that are no prompt, each cut after its end token.
+
+    Args:
+        row: a rendered row.
+
+    Returns:
+        First token, and the token after the last, of each.
+    """
+    inside, ends = row.segment != Segment.PROMPT, row.segment == Segment.END
+    begins, stops = inside.copy(), inside.copy()
+    begins[1:] &= ~inside[:-1] | ends[:-1]
+    stops[:-1] &= ~inside[1:] | ends[:-1]
+    return list(zip(np.flatnonzero(begins).tolist(), (np.flatnonzero(stops) + 1).tolist(), strict=True))
 
 
 def _check_prompt(
