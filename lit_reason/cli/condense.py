@@ -52,18 +52,28 @@ def approximate_tokens(text: str) -> int:
     return len(_PIECE.findall(text))
 
 
-class _Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
+    """Refuses with a UserError that names the nearest option; `prog` is `lit-reason VERB`."""
+
     def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print.
+
+        Args:
+            message: of argparse.
+
+        Raises:
+            UserError: always.
+        """
         unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
         known = [option for action in self._actions for option in action.option_strings]
         near = did_you_mean(unknown[1], known) if unknown else ""
-        raise UserError(f"condense: {message}{near}\nSee lit-reason condense --help")
+        raise UserError(f"{self.prog.split()[-1]}: {message}{near}\nSee {self.prog} --help")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's parser; the options of condensation come from the fields and docstring of
     `CondenseConfig`."""
-    parser = _Parser(
+    parser = CommandParser(
         prog="lit-reason condense",
         description="Shorten the reasoning traces of a file; its rows keep their format.",
         epilog=EPILOG,
@@ -72,20 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("source", metavar="IN", help="JSONL, JSON or parquet file, saved data set or hub id")
     parser.add_argument("target", metavar="OUT", help="file to write: .jsonl, .ndjson, .json (a list) or .parquet")
-    rules = parser.add_argument_group("condensation")
-    texts = field_help(CondenseConfig)
-    kinds = get_type_hints(CondenseConfig)
-    for field in dataclasses.fields(CondenseConfig):
-        default = "epic" if field.name == "strategy" else field.default
-        shown = "" if default in (None, "") else f" (default: {default})"
-        rules.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            dest=field.name,
-            type=_reader(kinds[field.name]),
-            default=default,
-            metavar=_metavar(field.name, kinds[field.name]),
-            help=(texts[field.name] + shown).replace("%", "%%"),
-        )
+    add_rules(parser, strategy="epic")
     files = parser.add_argument_group("files")
     files.add_argument("--model", metavar="FOLDER", help="count tokens with this model's tokenizer, exactly")
     files.add_argument("--format", default="auto", help="row format; auto looks at each row's keys")
@@ -103,6 +100,29 @@ def build_parser() -> argparse.ArgumentParser:
         help="stop at more unusable rows than this (default: 100)",
     )
     return parser
+
+
+def add_rules(parser: argparse.ArgumentParser, *, strategy: str) -> None:
+    """Add an option for each field of `CondenseConfig`.
+
+    Args:
+        parser: of a command.
+        strategy: the command's default strategy.
+    """
+    rules = parser.add_argument_group("condensation")
+    texts = field_help(CondenseConfig)
+    kinds = get_type_hints(CondenseConfig)
+    for field in dataclasses.fields(CondenseConfig):
+        default = strategy if field.name == "strategy" else field.default
+        shown = "" if default in (None, "") else f" (default: {default})"
+        rules.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            dest=field.name,
+            type=_reader(kinds[field.name]),
+            default=default,
+            metavar=_metavar(field.name, kinds[field.name]),
+            help=(texts[field.name] + shown).replace("%", "%%"),
+        )
 
 
 def field_help(config: type) -> dict[str, str]:
@@ -185,7 +205,7 @@ def _condense_rows(condenser: Condenser, source: str, quarantine: Quarantine, op
     from lit_reason.data.formats import to_conversation, write_back
     from lit_reason.data.records import read_records
 
-    total = _bytes_of(source)
+    total = bytes_of(source)
     written = 0
     with tqdm(total=total, unit="B", unit_scale=True, desc="condense", disable=None, delay=1) as bar:
         for row_id, record in read_records(source, quarantine):
@@ -195,21 +215,30 @@ def _condense_rows(condenser: Condenser, source: str, quarantine: Quarantine, op
             except RowError as error:
                 quarantine.add(row_id, error, record)
                 continue
-            read = _characters(conversation)
+            read = characters(conversation)
             if condensed is not None:
-                read += put(write_back(record, condensed)) - _characters(condensed)
+                read += put(write_back(record, condensed)) - characters(condensed)
                 written += 1
             # The reader does not tell its place in the file; the size of the row as written is close to it.
             bar.update(read if total is None else min(read, total - bar.n))
     return written
 
 
-def _characters(conversation: Conversation) -> int:
+def characters(conversation: Conversation) -> int:
+    """Characters of all turns: about the bytes of the row, for a progress bar.
+
+    Args:
+        conversation: of one row.
+    """
     return sum(len(m.content) + len(m.reasoning or "") for m in conversation.messages)
 
 
-def _bytes_of(source: str) -> int | None:
-    """Size of a plain file; None where the rows' size is not that of the file."""
+def bytes_of(source: str) -> int | None:
+    """Size of a plain file; None where the rows' size is not that of the file.
+
+    Args:
+        source: what the user gave.
+    """
     path = Path(source)
     return path.stat().st_size if path.is_file() and path.suffix in (".jsonl", ".ndjson", ".json", ".txt") else None
 

@@ -24,6 +24,7 @@ TRAINER_VERBS = {
 }
 OTHER_VERBS = {
     "demo": "train full and condensed traces side by side, and compare them",
+    "inspect": "rows as the loss sees them, span by span, and what is wrong with them",
     "condense": "shorten the reasoning traces of a file",
     "list": "the recipes that come with the program",
     "show": "print a recipe",
@@ -34,7 +35,7 @@ OTHER_VERBS = {
 GROUPS = (
     ("Run a recipe", tuple(TRAINER_VERBS)),
     ("Start here", ("demo", "list", "show", "doctor")),
-    ("Data", ("condense",)),
+    ("Data", ("inspect", "condense")),
     ("Comfort", ("schema", "completion")),
 )
 VERBS = {**TRAINER_VERBS, **OTHER_VERBS}
@@ -58,6 +59,7 @@ Examples
   lit-reason demo
   lit-reason fit --config sft/smollm2-epic --data.train_file my_traces.jsonl
   lit-reason fit --config base.yaml --config mine.yaml --trainer.max_steps 100
+  lit-reason inspect --config sft/smollm2-epic --data.train_file my_traces.jsonl
   lit-reason condense in.jsonl out.jsonl --tau 0.5
 
 Every verb explains itself with --help. `--config` takes a file or the name of a recipe, and may be repeated:
