@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 SHOWN = 2  # answers an arm
 SEGMENTS = {
-    "understanding": "Decoding the symbols: the first value follows from the prompt.",
+    "understanding": "The first thoughts decode symbols: their values follow from the prompt.",
     "exploration": "Which symbols are tried next is chance, so this loss cannot reach 0.",
-    "convergence": "The chain: values fetched from the decoding thoughts, and their sums.",
+    "convergence": "The chain: values fetched from the first thoughts, and their sums.",
+    "seam": "The first 16 tokens after the cut: how hard the jump is.",
 }
 
 
@@ -59,7 +60,8 @@ def write_page(results: Sequence[ArmResult], path: Path, *, chance: float, rows:
             Section("Answers to held-out problems", figures=_drawn(_accuracy(results), _accuracy_by_time(results))),
             Section(
                 "Loss by part of the trace",
-                "Measured on each arm's own training traces; a part means the same thoughts in both.",
+                "Measured on each arm's own training traces. Understanding and convergence are the two edges of the "
+                "full trace that EPiC keeps, in both arms; tokens just behind a cut count as seam instead.",
                 figures=_drawn(*(_segment(results, name, note) for name, note in SEGMENTS.items())),
             ),
             Section("What the students write", samples=[s for r in results for s in _samples(r)]),
@@ -109,34 +111,47 @@ def _drawn(*figures: Figure | None) -> list[Figure]:
     return [figure for figure in figures if figure is not None]
 
 
-def _curves(
-    results: Sequence[ArmResult], x_of: Callable[[ArmResult, int], float], metric: str, *, band: bool
-) -> list[Curve]:
-    curves = []
-    for result, colour in zip(results, COLOURS, strict=False):
-        points = [(x_of(result, step), value) for step, value in result.log.points(metric)]
-        low, high = (dict(result.log.points(f"{metric}_{end}")) for end in ("low", "high"))
-        shaded = [(x_of(result, step), low[step], high[step]) for step in low if step in high] if band else []
-        curves.append(Curve(result.name, points, colour, smooth=not band, markers=band, band=shaded))
-    return curves
+def accuracy_over_time(result: ArmResult, colour: str = COLOURS[0]) -> Curve:
+    """Held-out accuracy of an arm against its seconds of training, with the interval as a band.
+
+    Args:
+        result: the arm.
+        colour: of the curve.
+    """
+    totals = result.log.points("perf/total_seconds")
+
+    def seconds(step: int) -> float:
+        return max((total for at, total in totals if at <= step), default=0.0)
+
+    by_step = _accuracy_by_step(result, colour)
+    return Curve(
+        result.name,
+        [(seconds(int(step)), value) for step, value in by_step.points],
+        colour,
+        markers=True,
+        band=[(seconds(int(step)), low, high) for step, low, high in by_step.band],
+    )
+
+
+def _accuracy_by_step(result: ArmResult, colour: str) -> Curve:
+    low, high = (dict(result.log.points(f"val/pass@1_{end}")) for end in ("low", "high"))
+    band = [(step, low[step], high[step]) for step in low if step in high]
+    return Curve(result.name, result.log.points("val/pass@1"), colour, markers=True, band=band)
 
 
 def _accuracy(results: Sequence[ArmResult]) -> Figure | None:
-    curves = _curves(results, lambda _, step: step, "val/pass@1", band=True)
+    curves = [_accuracy_by_step(r, colour) for r, colour in zip(results, COLOURS, strict=False)]
     return line_plot("Accuracy by step", curves, percent=True, note="Checked by generation; shaded: 95 % interval.")
 
 
 def _accuracy_by_time(results: Sequence[ArmResult]) -> Figure | None:
-    def seconds(result: ArmResult, step: int) -> float:
-        spent = [(at, total) for at, total in result.log.points("perf/total_seconds") if at <= step]
-        return spent[-1][1] if spent else 0.0
-
-    curves = _curves(results, seconds, "val/pass@1", band=True)
+    curves = [accuracy_over_time(r, colour) for r, colour in zip(results, COLOURS, strict=False)]
     return line_plot("Accuracy by time", curves, percent=True, x_label="seconds of training")
 
 
 def _segment(results: Sequence[ArmResult], name: str, note: str) -> Figure | None:
-    curves = _curves(results, lambda _, step: step, f"train/loss_{name}", band=False)
+    metric = f"train/loss_{name}"
+    curves = [Curve(r.name, r.log.points(metric), c, smooth=True) for r, c in zip(results, COLOURS, strict=False)]
     return line_plot(name.capitalize(), curves, unit="nats a token", note=note, from_zero=True)
 
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_reason.cli import demo
+from lit_reason.cli import demo, demo_page
 from lit_reason.cli.door import main as door
 from lit_reason.cli.recipes import locate
 from lit_reason.core.metrics_log import MetricsLog
@@ -159,6 +159,29 @@ def demo_record():
     from lit_reason.core.evaluation import EvalRecord
 
     return EvalRecord("r:1", 0, "given", "<think></think> 1", "1", True, "", "", 4, True, "closed", False)
+
+
+def test_the_page_shows_both_arms_over_steps_and_time(tmp_path):
+    series = {
+        "val/pass@1": [(50, 0.2), (100, 0.5)],
+        "val/pass@1_low": [(50, 0.1), (100, 0.4)],
+        "val/pass@1_high": [(50, 0.3), (100, 0.6)],
+        "perf/total_seconds": [(19, 10.0), (49, 30.0), (99, 80.0)],
+        "train/loss_seam": [(19, 2.0), (39, 1.0)],
+        "train/loss_convergence": [(19, 2.0), (39, 0.5)],
+    }
+    results = [replace(r, records=(demo_record(),), log=MetricsLog(series)) for r in (FULL, EPIC)]
+    spent = demo_page.accuracy_over_time(results[0])
+    assert spent.points == [(30.0, 0.2), (80.0, 0.5)]
+    assert spent.band == [(30.0, 0.1, 0.3), (80.0, 0.4, 0.6)]
+    page = (
+        demo_page.write_page(results, tmp_path / "report.html", chance=0.136, rows=100, seed=7)
+        .read_text()
+        .replace("\u00a0", " ")
+    )
+    for words in ("Accuracy by step", "Accuracy by time", "Convergence", "Seam", "seed 7", "75 %", "45 %", "13.6 %"):
+        assert words in page, words
+    assert "Exploration" not in page  # nothing was logged under that name
 
 
 @pytest.mark.slow
