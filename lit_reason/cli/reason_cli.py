@@ -196,7 +196,8 @@ class ReasonCLI(LightningCLI):
         """Run the trainer's method with the built model and data."""
         arguments = {name: self.config_init[name] for name in self.verb_arguments}
         if arguments.get("resume"):
-            self.trainer.recipe = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+            trainer: Any = self.trainer
+            trainer.recipe = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         return getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **arguments)
 
 

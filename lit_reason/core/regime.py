@@ -114,14 +114,21 @@ class Regime(LightningModule):
         """Log what a meter gathered since the last time, and reset it."""
         figures = meter.compute()
         meter.reset()
+        results: Any = self.trainer._results  # Lightning would log a figure again that this time has no value
+        parts = tuple(f"{prefix}/{figure}_" for figure in ("loss", "entropy", "accuracy"))
+        for key in [key for key, value in results.items() if value.meta.name.startswith(parts)]:
+            del results[key]
         shown = ("loss",)
         self.log_dict({f"{prefix}/{k}": v for k, v in figures.items() if k in shown}, prog_bar=True, batch_size=1)
         self.log_dict({f"{prefix}/{k}": v for k, v in figures.items() if k not in shown}, batch_size=1)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the training figures at the steps at which the trainer writes its logs."""
-        every, step = getattr(self.trainer, "log_every_n_steps", 0), self.trainer.global_step
-        if every and step and step % every == 0 and not self.trainer.fit_loop._should_accumulate():
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Log the training figures at the steps at which the trainer writes its logs.
+
+        Here and not at the end of the batch: a checkpoint is saved there, and the step's figures belong before it.
+        """
+        every, step = getattr(self.trainer, "log_every_n_steps", 0), self.trainer.global_step + 1
+        if every and step % every == 0:
             self.log_meter(self.train_meter, "train")
 
     # ---- checkpoints ----

@@ -6,18 +6,75 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
+from lit_reason.callbacks.rng_state import RngState
+from lit_reason.callbacks.step_boundary import StepBoundary
 from lit_reason.callbacks.verified_generation import VerifiedGeneration
+from lit_reason.core.checkpoint_io import WholeFileIO
+from lit_reason.core.metrics_file import MetricsFile
+from lit_reason.core.resume import go_on
 from lit_reason.core.run_folder import run_folder
+from lit_reason.errors import UserError
 from lit_reason.rollout.config import SamplingConfig
 
 
 class ReasonTrainer(Trainer):
-    """Lightning's Trainer with one more verb, `evaluate`. Data loaders shard themselves (see `data.loader`)."""
+    """Lightning's Trainer with one more verb, `evaluate`, and runs that survive being killed.
+
+    Data loaders shard themselves (see `data.loader`). Checkpoints are whole files (`core.checkpoint_io`), describe
+    the end of an optimizer step and hold all that a bit-equal resume needs (`callbacks.step_boundary`).
+
+    Attributes:
+        recipe: what the run was asked for, as plain values, to tell its earlier runs from those of other recipes;
+            the command line sets it. None takes any earlier run for one of this recipe.
+    """
+
+    recipe: Mapping[str, Any] | None = None
 
     def __init__(self, *args: Any, use_distributed_sampler: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, use_distributed_sampler=use_distributed_sampler, **kwargs)
+        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.strategy.checkpoint_io = WholeFileIO()
+        self.loggers = [MetricsFile.like(logger) for logger in self.loggers]
+        given: list[Any] = self.callbacks  # type: ignore[has-type]
+        savers = [c for c in given if isinstance(c, Checkpoint)]
+        own = [] if any(isinstance(c, RngState) for c in given) else [RngState()]
+        others = [c for c in given if c not in savers]
+        self.callbacks = [*others, *own, StepBoundary(), *savers]  # what saves comes last
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: Any = None,
+        weights_only: bool | None = None,
+        resume: str | None = None,
+    ) -> None:
+        """Train.
+
+        Args:
+            model: the regime.
+            train_dataloaders: loaders in place of a data module.
+            val_dataloaders: the same for validation.
+            datamodule: gives the data.
+            ckpt_path: start a new run from the state in this checkpoint.
+            weights_only: load the checkpoint without running pickled code.
+            resume: go on with an interrupted run, in its folder: `auto` takes the newest whole checkpoint of this
+                recipe and starts afresh when there is none; or a checkpoint, or a run folder.
+
+        Raises:
+            UserError: the checkpoint to resume from is missing or broken.
+        """
+        if resume is not None:
+            if ckpt_path is not None:
+                raise UserError("resume and ckpt_path are both given: resume goes on with a run, ckpt_path starts one")
+            ckpt_path = go_on(self, resume, self.recipe)
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def evaluate(
         self,

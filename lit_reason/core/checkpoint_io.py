@@ -1,0 +1,91 @@
+"""Checkpoint files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
+
+PART = ".part"  # ending of a file that is still being written
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
+
+
+class WholeFileIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its final name, forces it to the disk, and renames it.
+
+    A kill, a full disk or a loss of power leaves the file of that name as it was before. Paths that are not local
+    go Lightning's way.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write one file.
+
+        Args:
+            checkpoint: what to save.
+            path: the file.
+            storage_options: refused, as in Lightning.
+
+        Raises:
+            OSError: it could not be written; nothing of it is left, and what was there before still is.
+        """
+        if storage_options is not None or not _is_local_file_protocol(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{os.getpid()}{PART}")
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        except BaseException as error:
+            part.unlink(missing_ok=True)
+            cause = disk_error(error)
+            if cause is None:
+                raise
+            what = f"{os.strerror(cause)}; the checkpoint was not written, earlier ones are untouched"
+            raise OSError(cause, what, str(target)) from error
+        sync_folder(target.parent)
+
+
+def disk_error(error: BaseException | None) -> int | None:
+    """The error number of the disk behind an error, which torch may have wrapped in one of its own.
+
+    Args:
+        error: what was raised.
+
+    Returns:
+        An entry of `DISK`, or None.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in DISK:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's names to the disk, so that a rename outlives a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, and need not
+            raise
+    finally:
+        os.close(handle)
+
+
+def clear_parts(folder: Path) -> None:
+    """Remove what a killed process left unfinished. Nobody else may be writing into the folder."""
+    for part in folder.glob(f".*{PART}"):
+        part.unlink(missing_ok=True)
