@@ -63,7 +63,7 @@ class RenderConfig:
 
     Args:
         mode: `chat` renders by the tokenizer's chat template; `plain` joins prompt and completion with nothing
-            between them; `auto` is `chat` wherever the tokenizer has a template and the row is not plain text.
+            between them; `auto` is `plain` for plain text and `chat` for all else.
         turn_text: `template` lets the template write the assistant's turn; `verbatim` takes the prompt from the
             template and appends the assistant's text and end token as they are (for templates that drop thoughts).
         train_on: `assistant` every assistant turn, `last` only the last one.

@@ -310,9 +310,9 @@ class RowBuilder:
                 self._check(first)
             if not self.count:
                 raise UserError(
-                    f"no {split} row is left of {', '.join(paths)}: "
-                    f"{self.quarantine.total} unusable, {sum(self.dropped.values())} too long, "
-                    f"{self.condenser.ledger.to_dict()}"
+                    f"no {split} row is left of {', '.join(paths)}: {sum(self.dropped.values())} too long, "
+                    f"{sum(n for o, n in self.condenser.ledger.rows.items() if o.startswith('dropped'))} dropped by "
+                    f"data.condense, {self.quarantine.total} unusable. {self.quarantine.summary()}"
                 )
         finally:
             self.quarantine.close()

@@ -92,10 +92,7 @@ class Renderer:
         self.encoder = TextEncoder(tokenizer)
         has_template = bool(tokenizer.chat_template)
         if config.mode == "chat" and not has_template:
-            raise UserError(
-                "the tokenizer has no chat template and render.mode is chat: give a template with "
-                "lm.chat_template FILE, or set render.mode=plain to join prompt and completion"
-            )
+            raise _no_template()
         self.mode = "chat" if has_template and config.mode != "plain" else "plain"
         known = known_stop_ids(tokenizer, generation_eos)
         self._template = ChatTemplate(tokenizer, template_kwargs, known) if self.mode == "chat" else None
@@ -123,9 +120,9 @@ class Renderer:
             all.
 
         Raises:
-            RowError: the conversation cannot be rendered, nothing in it is trained, or its text writes out
-            an end
+            RowError: the conversation cannot be rendered, nothing in it is trained, or its text writes out an end
                 token. `TemplateMismatch` when the chat template is to blame.
+            UserError: it needs a chat template, the tokenizer has none, and `mode` is `auto`.
         """
         trained = [i for i, m in enumerate(conversation.messages) if m.trained]
         if self.config.train_on == "last":
@@ -135,6 +132,7 @@ class Renderer:
         if any(m.role == "text" for m in conversation.messages):
             drafts = [self._document(conversation)]
         else:
+            self._need_template()
             shaped = self._template.messages(conversation.messages) if self._template else []
             drafts = [self._draft(conversation, k, shaped) for k in trained]
         if len(drafts) > 1 and _one_serves_all(drafts):
@@ -165,12 +163,18 @@ class Renderer:
             turn: how many turns stand before it.
         """
         before = replace(conversation, messages=conversation.messages[:turn])
-        plain = self._template is None or any(m.role == "text" for m in conversation.messages)
-        if plain:
+        document = any(m.role == "text" for m in conversation.messages)
+        if not document:
+            self._need_template()
+        if document or self._template is None:
             text, opening = "".join(self._plain_text(m) for m in before.messages), self._opening_ids
         else:
             text, opening = self._chat_prompt(before), ()
         return [*opening, *self.encoder.encode(text).ids.tolist()]
+
+    def _need_template(self) -> None:
+        if self._template is None and self.config.mode == "auto":
+            raise _no_template()
 
     def written(self, conversation: Conversation, turn: int) -> tuple[str, str]:
         """What the chat template makes of a turn, unchecked.
@@ -397,4 +401,11 @@ def _broken_prefix(prompt: str, full: str) -> TemplateMismatch:
         "the chat template does not begin a turn with its generation prompt: the prompt goes on "
         f"{prompt[at : at + 40]!r} where the turn has {full[at : at + 40]!r}; such templates mostly drop the "
         "thoughts; set render.turn_text=verbatim"
+    )
+
+
+def _no_template() -> UserError:
+    return UserError(
+        "the tokenizer has no chat template: give one with lm.chat_template FILE, "
+        "or set render.mode=plain to join prompt and completion as they are"
     )

@@ -249,7 +249,7 @@ def test_no_token_to_spare_is_explained():
     backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
-    renderer = Renderer(tokenizer, RenderConfig())
+    renderer = Renderer(tokenizer, RenderConfig(mode="plain"))
     report = check_contract(renderer, [talk("one plus two ", "three")])
     assert report.checked == 1 and report.pad_token == report.end_token == "<end>"
     assert any("the tokenizer has no spare token" in note for note in report.notes)
@@ -268,7 +268,7 @@ def test_toy_vocabulary_with_a_template(unknown):
         "{% for m in messages %}{{ ('<u> ' if m.role == 'user' else '<a> ') ~ m.content ~ ' ' }}"
         "{{ eos_token if m.role == 'assistant' }}{% endfor %}{{ '<a> ' if add_generation_prompt }}"
     )
-    report = check_contract(Renderer(tokenizer, RenderConfig()), [talk("one plus two", "three")])
+    report = check_contract(Renderer(tokenizer, RenderConfig(mode="plain")), [talk("one plus two", "three")])
     assert report.checked == 1
 
 
@@ -285,7 +285,7 @@ def test_characters_the_tokenizer_does_not_know():
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<end>", unk_token="<unk>", pad_token="<end>"
     )
-    renderer = Renderer(tokenizer, RenderConfig())
+    renderer = Renderer(tokenizer, RenderConfig(mode="plain"))
     assert check_contract(renderer, [talk("one ", "two")]).checked == 1
     with pytest.raises(UserError, match="f:1: .*does not know some of its characters"):
         renderer.pad_id = 0

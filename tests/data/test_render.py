@@ -645,7 +645,7 @@ def test_unknown_word_across_the_border_is_cut_there():
     backend = Tokenizer(models.WordLevel({"<end>": 0, "<unk>": 1, "two": 2}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", unk_token="<unk>")
-    [row] = Renderer(tokenizer, RenderConfig()).rows(talk("fo", "o two"))
+    [row] = Renderer(tokenizer, RenderConfig(mode="plain")).rows(talk("fo", "o two"))
     assert row.ids.tolist() == [1, 1, 2, 0]
     assert row.weight.tolist() == [0, 1, 1, 1]
 
@@ -653,8 +653,14 @@ def test_unknown_word_across_the_border_is_cut_there():
 # --- plain texts ---
 
 
+@pytest.mark.parametrize("mode", ["auto", "chat"])
+def test_a_conversation_without_a_template_is_refused(tokenizer_of, mode):
+    with pytest.raises(UserError, match="no chat template: give one with lm.chat_template FILE"):
+        Renderer(tokenizer_of(None), RenderConfig(mode=mode)).rows(talk("the colour? ", "the answer"))
+
+
 def test_plain_mode_joins_prompt_and_completion(tokenizer_of):
-    renderer = Renderer(tokenizer_of(None), RenderConfig())
+    renderer = Renderer(tokenizer_of(None), RenderConfig(mode="plain"))
     assert renderer.mode == "plain"
     [row] = renderer.rows(talk("the colour? ", "the answer"))
     assert renderer.tokenizer.decode(row.ids.tolist()) == "the colour? the answer</s>"
@@ -668,7 +674,7 @@ def test_plain_mode_begins_as_the_tokenizer_does(tokenizer_of):
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", start)]
     )
-    renderer = Renderer(tokenizer, RenderConfig())
+    renderer = Renderer(tokenizer, RenderConfig(mode="plain"))
     [row] = renderer.rows(talk("the ", "end"))
     assert row.ids.tolist() == [
         *tokenizer("the ")["input_ids"],
@@ -800,7 +806,7 @@ def test_toy_vocabulary(renderer_of):
     backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
-    renderer = Renderer(tokenizer, RenderConfig())
+    renderer = Renderer(tokenizer, RenderConfig(mode="plain"))
     [row] = renderer.rows(talk("one plus two ", "three"))
     assert tokenizer.convert_ids_to_tokens(row.ids.tolist()) == ["one", "plus", "two", "three", "<end>"]
     assert row.weight.tolist() == [0, 0, 0, 1, 1]
