@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import logging
 import os
 import signal
 import sys
@@ -108,9 +109,7 @@ class Recorder(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         number = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        self._write(
-            f"{number} {float(outputs['loss']).hex()} {hash(batch.row_ids) if False else ','.join(batch.row_ids)}"
-        )
+        self._write(f"{number} {float(outputs['loss']).hex()} {','.join(batch.row_ids)}")
 
     def on_fit_end(self, trainer, pl_module):
         digest = hashlib.sha256()
@@ -152,8 +151,11 @@ def _child(run: Path, argv: list[str], at: int | None, send: int) -> None:
     code = 70
     try:
         out = os.open(run / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
+        sys.stdout = sys.stderr = os.fdopen(out, "w", buffering=1)
+        for name in (None, "lightning", "lightning.pytorch", "lightning.fabric"):
+            for handler in logging.getLogger(name).handlers:
+                if type(handler) is logging.StreamHandler:
+                    handler.setStream(sys.stderr)
         torch.set_num_threads(1)
         reaper = Reaper(at, send)
         reaper.install()
@@ -189,12 +191,4 @@ def metrics(run: Path) -> list[dict[str, str]]:
     path = max(run.glob("lightning_logs/version_*/metrics.csv"), key=lambda p: p.stat().st_mtime_ns)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    timed = (
-        "perf/tokens_per_s",
-        "perf/trained_tokens_per_s",
-        "perf/step_s",
-        "perf/peak_memory_gb",
-        "perf/mfu",
-        "perf/total_seconds",
-    )
-    return [{k: v for k, v in sorted(row.items()) if v and k not in timed} for row in rows]
+    return [{k: v for k, v in sorted(row.items()) if v and not k.startswith("perf/")} for row in rows]
