@@ -15,6 +15,18 @@ from lit_reason.cli.door import TRAINER_VERBS, VERBS
 from lit_reason.cli.recipes import find_recipes
 
 COMMON = ("--config", "--print_config", "--help", "--ckpt_path", "--seed_everything", "--model", "--data")
+INSPECT = (
+    "--config",
+    "--model",
+    "--rows",
+    "--row",
+    "--full",
+    "--html",
+    "--split",
+    "--strategy",
+    "--tau",
+    "--max-length",
+)
 SHELLS = ("bash", "zsh", "fish")
 
 BASH = r"""
@@ -26,6 +38,7 @@ _lit_reason() {
     @TRAINER_VERBS@) options="@OPTIONS@" ;;
     doctor|completion) options="--full --help" ;;
     schema) options="--write --help" ;;
+    inspect) options="@INSPECT@ --help" ;;
   esac
   if [[ $COMP_CWORD -eq 1 ]]; then
     COMPREPLY=( $(compgen -W "@VERBS@ --help --version" -- "$word") )
@@ -89,7 +102,13 @@ def script(shell: str, options: Sequence[str] = COMMON) -> str:
     if shell == "fish":
         return _fish(recipes, options)
     text = BASH.lstrip("\n")
-    for mark, words in (("VERBS", VERBS), ("RECIPES", recipes), ("SHELLS", SHELLS), ("OPTIONS", options)):
+    for mark, words in (
+        ("VERBS", VERBS),
+        ("RECIPES", recipes),
+        ("SHELLS", SHELLS),
+        ("OPTIONS", options),
+        ("INSPECT", INSPECT),
+    ):
         text = text.replace(f"@{mark}@", " ".join(words))
     text = text.replace("@TRAINER_VERBS@", "|".join(TRAINER_VERBS))
     comment = f'# {shell} completion of lit-reason; to load it: eval "$(lit-reason completion {shell})"\n'
@@ -105,6 +124,9 @@ def _fish(recipes: Sequence[str], options: Sequence[str]) -> str:
     lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from show' -a '{names}'")
     lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from completion' -f -a '{' '.join(SHELLS)}'")
     lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from {runs}' -l config -s c -r -a '{names}'")
+    inspect = "complete -c lit-reason -n '__fish_seen_subcommand_from inspect'"
+    lines.append(f"{inspect} -l config -s c -r -a '{names}'")
+    lines += [f"{inspect} -l {option[2:]}" for option in INSPECT[1:]]
     for option in options:
         if option not in ("--config", "--help"):
             lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from {runs}' -l {option[2:]}")

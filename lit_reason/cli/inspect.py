@@ -105,12 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     scan = Scan(data, options.get("split", "train"))
     screen = Screen(data.renderer, full=options["full"])
-    shown = []
+    shown: list[Picture] = []
     for picture in _progress(scan):
         if _chosen(picture, options, shown):
             shown.append(picture)
             screen.row(picture)
     screen.summary(scan)
+    sys.stdout.flush()  # before a message on the error stream
     if options["html"]:
         from lit_reason.cli.inspect_page import write_page
 

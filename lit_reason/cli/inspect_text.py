@@ -29,7 +29,7 @@ COLOURS = {
     Segment.TOOL_CALL: "95",
     Segment.TEXT: "0",
 }
-GUTTER = 32  # columns left of the text
+GUTTER = 34  # columns left of the text
 LONGEST = 700  # characters of a span that are shown
 
 
@@ -48,6 +48,7 @@ class Screen:
         self.width = max(shutil.get_terminal_size((110, 24)).columns, GUTTER + 30)
         encoding = self.out.encoding or "utf-8"
         self.encoding = encoding
+        self.headed = False
         plain = "↵│✗✓–".encode(encoding, "replace").decode(encoding) != "↵│✗✓–"
         self.mark_line, self.mark_edge, self.mark_bad, self.mark_good, self.dash = (
             ("\\n", "|", "!", "*", "-") if plain else ("↵", "│", "✗", "✓", "–")
@@ -64,10 +65,15 @@ class Screen:
         from lit_reason.data.xray import decoded, kept_thoughts, spans
 
         lines = []
+        if picture.rows and not self.headed:
+            self.headed = True
+            lines.append(
+                self._paint("2", f"{'  segment':<16}tokens  loss{'':>6}text  (off: no loss; d0 to d9: decile)")
+            )
         for row in picture.rows:
             trained = int((row.weight > 0).sum())
             facts = [row.row_id, f"{len(row):,} tokens", f"{trained:,} trained ({trained / len(row):.0%})"]
-            lines.append(self._paint("1", " · ".join(facts) if self.dash == "–" else ", ".join(facts)))
+            lines.append(self._paint("1", ", ".join(facts)))
             for span in spans(row, lambda ids: decoded(self.renderer, ids)):
                 lines += self._span(span)
         if not picture.rows:
@@ -92,15 +98,9 @@ class Screen:
 
     def _unrendered(self, picture: Picture) -> Iterator[str]:
         """What the template makes of a record that it cannot write."""
-        from lit_reason.errors import RowError
+        from lit_reason.data.xray import as_written
 
-        if picture.conversation is None:
-            return
-        turns = [i for i, m in enumerate(picture.conversation.messages) if m.trained]
-        try:
-            text = self.renderer.written(picture.conversation, turns[-1])[1] if turns else ""
-        except RowError as error:
-            text = str(error)
+        text = as_written(self.renderer, picture.conversation)
         head = "  as the template writes it"
         for line in self._lines(text) if text else ():
             yield f"{head:<{GUTTER - 2}}{self.mark_edge} {line}"
@@ -131,6 +131,8 @@ class Screen:
         tally = scan.tally
         lines = [self._paint("1", f"summary of {', '.join(scan.paths)}")]
         lines += [f"  {name:<12}{text}" for name, text in facts(scan)]
+        if scan.unusable.total:
+            lines += [f"  {printable(line)}" for line in scan.unusable.summary().splitlines()]
         lines += ["", f"  {'segment':<15}{'tokens':>12}{'share':>9}{'trained':>12}"]
         lines += [f"  {name:<15}{count:>12,}{part:>9.1%}{loss:>12,}" for name, count, part, loss in by_segment(tally)]
         if scan.notes:
@@ -185,9 +187,6 @@ def facts(scan: Scan) -> Iterator[tuple[str, str]]:
     yield "over length", f"{tally.over:,} rows longer than max_length {scan.data.max_length:,}"
     for reason, count in tally.dropped.items():
         yield "left out", f"{count:,} records {reason}"
-    if scan.unusable.total:
-        for reason, count in scan.unusable.counts.most_common():
-            yield "unusable", f"{count:,} x {printable(reason)}"
     thoughts = scan.condenser.ledger.thoughts
     if thoughts["traces"]:
         yield "thoughts", f"{thoughts['before']:,} in {thoughts['traces']:,} traces, {thoughts['after']:,} kept"

@@ -131,6 +131,42 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A stretch of a labelled text.
+
+    Attributes:
+        text: its words.
+        label: what it is, shown before it.
+        colour: style-sheet variable, one of `COLOURS` or `muted`.
+        size: how wide it stands in the strip above the text.
+        faint: shown as background rather than substance.
+    """
+
+    text: str
+    label: str
+    colour: str = "muted"
+    size: int = 1
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text cut into labelled pieces, with a strip that shows them in proportion.
+
+    Attributes:
+        title: its name.
+        facts: a few words each, beside the name.
+        pieces: in order.
+        alarms: what is wrong with it.
+    """
+
+    title: str
+    facts: Sequence[str] = ()
+    pieces: Sequence[Piece] = ()
+    alarms: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page with a heading; what it lacks is left out.
 
@@ -140,6 +176,7 @@ class Section:
         figures: plots, side by side.
         tables: tables.
         samples: prompts with completions.
+        passages: texts in labelled pieces.
         text: preformatted text.
         folded: shown as a line that opens on a click.
     """
@@ -149,13 +186,14 @@ class Section:
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     samples: Sequence[Sample] = ()
+    passages: Sequence[Passage] = ()
     text: str = ""
     folded: bool = False
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing under the heading."""
-        return not (self.figures or self.tables or self.samples or self.text)
+        return not (self.figures or self.tables or self.samples or self.passages or self.text)
 
 
 @dataclass(frozen=True)

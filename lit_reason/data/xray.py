@@ -23,7 +23,7 @@ from lit_reason.data.render import Renderer
 from lit_reason.data.template_traits import opened_marker
 from lit_reason.data.token_row import SEGMENT_NAMES, Segment, TokenRow
 from lit_reason.data.turn_trace import find_trace
-from lit_reason.errors import EmptyMask
+from lit_reason.errors import EmptyMask, RowError
 
 # Kinds of findings, in the order in which they are told.
 KINDS: dict[str, str] = {
@@ -304,6 +304,25 @@ def decoded(renderer: Renderer, ids: Sequence[int]) -> str:
         ids: token ids.
     """
     return renderer.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def as_written(renderer: Renderer, conversation: Conversation | None) -> str:
+    """What the chat template makes of a record that could not be rendered, up to its last trained turn.
+
+    Args:
+        renderer: of the run.
+        conversation: after condensation, or None.
+
+    Returns:
+        The text, the template's own refusal, or an empty text where there is nothing to write.
+    """
+    turns = [i for i, m in enumerate(conversation.messages) if m.trained] if conversation else []
+    if conversation is None or not turns:
+        return ""
+    try:
+        return renderer.written(conversation, turns[-1])[1]
+    except RowError as error:
+        return str(error)
 
 
 _EMPTY = re.compile("|".join(f"{re.escape(p.opening)}\\s*{re.escape(p.closing)}" for p in MARKERS))

@@ -60,4 +60,4 @@ def test_full_adds_them(capsys, monkeypatch):
     monkeypatch.setattr(reason_cli, "house_classes", lambda: (cli_toys.ToyTrainer, cli_toys.ToyRegime))
     assert completion.main(["bash", "--full"]) == 0
     text = capsys.readouterr().out
-    assert "--model.volume" in text and text.count("--config ") == 1  # not offered twice
+    assert "--model.volume" in text and text.count("--config --print_config ") == 1  # not offered twice
