@@ -113,7 +113,7 @@ def _merged_state(base: PreTrainedModel, dtype: torch.dtype | None) -> dict[str,
 
     def put(name: str, tensor: Tensor) -> None:
         if dtype is None or not tensor.is_floating_point():
-            state[name] = tensor
+            state[name] = tensor.detach()  # or loading it elsewhere would set `requires_grad` of the live weight
         else:
             if id(tensor) not in cast:
                 cast[id(tensor)] = (tensor, tensor.detach().to(dtype))

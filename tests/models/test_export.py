@@ -87,6 +87,14 @@ def test_merged_adapter_equals_the_trained_model(tmp_path):
     torch.testing.assert_close(logits(lm.hf), want)
 
 
+def test_an_export_leaves_the_base_frozen(tmp_path):
+    lm = tiny(adapter=AdapterConfig(rank=4))
+    before = {name: p.requires_grad for name, p in lm.named_parameters()}
+    export_model(lm, None, tmp_path / "out")
+    assert {name: p.requires_grad for name, p in lm.named_parameters()} == before
+    assert not all(before.values())
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
 def test_merged_adapter_of_other_families(family, tmp_path):
     lm = stir(tiny(family, adapter=AdapterConfig(rank=4)))
