@@ -1,0 +1,69 @@
+"""Regimes that each break one promise, to show that its check can fail."""
+
+from __future__ import annotations
+
+import torch
+
+from lit_reason.data.packing import Pack
+from lit_reason.regimes.sft.regime import SFTRegime
+
+
+class ClimbingRegime(SFTRegime):
+    """Trains away from the data."""
+
+    def training_step(self, batch: Pack, batch_idx: int) -> torch.Tensor:
+        return -0.1 * super().training_step(batch, batch_idx)
+
+
+class MeanOfMeansRegime(SFTRegime):
+    """Divides by the tokens of the micro-batch, not of the step."""
+
+    def training_step(self, batch: Pack, batch_idx: int) -> torch.Tensor:
+        super().training_step(batch, batch_idx)
+        return self.score(batch).loss_sum / batch.index.numel()
+
+
+class UnseededRegime(SFTRegime):
+    """Draws from a source of its own."""
+
+    def training_step(self, batch: Pack, batch_idx: int) -> torch.Tensor:
+        noise = torch.rand((), generator=self.source)
+        return super().training_step(batch, batch_idx) * noise
+
+    def on_fit_start(self) -> None:
+        self.source = torch.Generator()
+        self.source.seed()
+
+
+class ForgetfulRegime(SFTRegime):
+    """Keeps a counter that no checkpoint holds."""
+
+    steps = 0
+
+    def training_step(self, batch: Pack, batch_idx: int) -> torch.Tensor:
+        self.steps += 1
+        return super().training_step(batch, batch_idx) / self.steps
+
+
+class HalfRegime(SFTRegime):
+    """Trains the upper layers alone."""
+
+    def training_step(self, batch: Pack, batch_idx: int) -> torch.Tensor:
+        hidden = self.lm.hidden(batch.ids, batch.positions, batch.cu_seqlens).detach()
+        out = self.lm.head(hidden[batch.index], batch.targets, batch.target_weight)
+        self.record(self.train_meter, out, batch)
+        return self.normalise(out.loss_sum, batch)
+
+
+class SecretiveRegime(SFTRegime):
+    """Has an argument that the docstring leaves out.
+
+    Args:
+        lm: the model.
+        optim: optimizer and schedule.
+        sampling: how `predict` samples.
+    """
+
+    def __init__(self, *args, strength: float = 1.0, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.strength = strength

@@ -1,0 +1,331 @@
+"""What every training regime promises, as checks of (regime class, tiny recipe).
+
+Each check is a function of a `Case` marked with `@promise`. They run the recipe as a user would, through the command
+line's own classes, in this process. `whole` is one full run that several checks share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import inspect
+import io
+import json
+import pkgutil
+import re
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lit_reason.cli import door
+from lit_reason.cli.reason_cli import ReasonCLI, build
+from lit_reason.cli.recipes import Recipe, header_problems, read_header
+from lit_reason.core.metrics_log import read_metrics
+from lit_reason.core.regime import Regime
+from lit_reason.core.run_folder import run_folder
+from lit_reason.models.language_model import LanguageModel
+
+MOST_LINES = 150
+GOLDEN_STEPS = 5
+GOLDEN_TOLERANCE = 1e-5  # relative; other machines and torch versions sum in another order
+SAVED_STEP = 10
+PLAIN = "--model.lm.overrides.attention_dropout=0.0"
+BASE_ARGUMENTS = set(inspect.signature(Regime.__init__).parameters)
+
+PROMISES: list[Callable[[Case], None]] = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A regime to be checked.
+
+    Args:
+        name: its folder's name, which is also that of its recipe and golden file.
+        regime: the class.
+        recipe: its tiny recipe.
+        folder: `vars.folder` of the recipe: data and student lie there, and runs go there.
+        golden: file with the losses of the first steps.
+    """
+
+    name: str
+    regime: type[Regime]
+    recipe: Path
+    folder: Path
+    golden: Path
+
+
+@dataclasses.dataclass
+class Run:
+    """A finished run.
+
+    Args:
+        cli: `.model`, `.datamodule` and `.trainer` after training.
+        losses: `train/loss` by step, as `metrics.csv` has it.
+        gradients: gradients of each optimizer step.
+    """
+
+    cli: ReasonCLI
+    losses: dict[int, float]
+    gradients: list[list[torch.Tensor]]
+
+    @property
+    def folder(self) -> Path:
+        return run_folder(self.cli.trainer)
+
+    @property
+    def curve(self) -> list[float]:
+        return list(self.losses.values())
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return dict(self.cli.model.lm.named_parameters())
+
+
+class Gradients(Callback):
+    """Keeps the gradients of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[torch.Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        self.steps.append([p.grad.clone() for p in pl_module.parameters() if p.grad is not None])
+
+
+def find_regimes(package: str = "lit_reason.regimes") -> dict[str, list[type[Regime]]]:
+    """Every concrete regime of a package, by the folder it lies in. Nothing is registered; the modules are scanned."""
+    root = importlib.import_module(package)
+    names = [found.name for found in pkgutil.walk_packages(root.__path__, f"{package}.")]
+    found: dict[str, list[type[Regime]]] = {}
+    for name in names:
+        for _, cls in inspect.getmembers(importlib.import_module(name), inspect.isclass):
+            concrete = not inspect.isabstract(cls) and cls.__dict__.get("training_step") is not None
+            if issubclass(cls, Regime) and concrete and cls.__module__ == name:
+                found.setdefault(name.removeprefix(f"{package}.").partition(".")[0], []).append(cls)
+    return found
+
+
+def run(case: Case, *options: str, config: Path | None = None) -> Run:
+    """Train as `lit-reason fit --config RECIPE OPTIONS` does."""
+    here = [] if config else [f"--vars.folder={case.folder}"]
+    cli = build("fit", ["--config", str(config or case.recipe), *here, *options])
+    watch = Gradients()
+    cli.trainer.callbacks.insert(0, watch)
+    cli.run_verb()
+    log = read_metrics(run_folder(cli.trainer) / "metrics.csv")
+    return Run(cli, dict(log.points("train/loss")), watch.steps)
+
+
+@functools.cache
+def whole(case: Case) -> Run:
+    """The recipe as it is, with a checkpoint on the way and an export at the end."""
+    saver = ["ModelCheckpoint", f"every_n_train_steps={SAVED_STEP}", "save_top_k=-1", "save_last=false"]
+    callbacks = [f"--trainer.callbacks+={saver[0]}", *(f"--trainer.callbacks.{setting}" for setting in saver[1:])]
+    return run(case, *callbacks, "--trainer.callbacks+=HFExport")
+
+
+@functools.cache
+def adapted(case: Case) -> Run:
+    """The recipe with a low-rank adapter."""
+    adapter = ["--model.lm.adapter.rank=4", "--model.lm.adapter.dropout=0.1"]
+    return run(case, *adapter, "--trainer.callbacks+=HFExport")
+
+
+def promise(check: Callable[[Case], None]) -> Callable[[Case], None]:
+    PROMISES.append(check)
+    return check
+
+
+def fell(losses: list[float], share: float) -> bool:
+    """Whether the last losses are below this share of the first."""
+    return sum(losses[-4:]) / 4 < share * losses[0]
+
+
+def untrained(done: Run) -> dict[str, torch.Tensor]:
+    """The weights that a run without an adapter started from, by name."""
+    config = dataclasses.replace(done.cli.model.lm_config, adapter=None)
+    return dict(LanguageModel.load(config).named_parameters())
+
+
+# ---- training ----
+
+
+@promise
+def fits_and_the_loss_falls(case: Case) -> None:
+    done = whole(case)
+    assert list(done.losses) == list(range(done.cli.trainer.max_steps)), "train/loss is logged at every step"
+    assert fell(done.curve, 0.6), done.curve
+
+
+@promise
+def full_training_changes_every_weight(case: Case) -> None:
+    done = whole(case)
+    before = untrained(done)
+    assert before
+    assert [name for name, weight in done.weights().items() if torch.equal(weight, before[name])] == []
+
+
+@promise
+def an_adapter_trains_alone(case: Case) -> None:
+    done = adapted(case)
+    assert fell(done.curve, 0.85), done.curve
+    adapter = {name for name in done.weights() if "lora_" in name}
+    assert adapter == {name for name, weight in done.weights().items() if weight.requires_grad}
+    frozen = {
+        name.replace("hf.base_model.model.", "hf.").replace(".base_layer", ""): weight
+        for name, weight in done.weights().items()
+        if name not in adapter
+    }
+    before = untrained(done)
+    assert before.keys() == frozen.keys()
+    assert [name for name, weight in frozen.items() if not torch.equal(weight, before[name])] == []
+
+
+@promise
+def micro_batches_equal_one_batch(case: Case) -> None:
+    once = run(case, PLAIN, "--trainer.max_steps=2")
+    rows = once.cli.config["data"]["init_args"]["batch_rows"]
+    assert rows % 4 == 0, "the recipe's batch_rows must divide into four micro-batches"
+    split = [f"--data.batch_rows={rows // 4}", "--trainer.accumulate_grad_batches=4"]
+    four = run(case, PLAIN, "--trainer.max_steps=2", *split)
+    assert once.curve == pytest.approx(four.curve, rel=1e-4)
+    assert len(once.gradients) == len(four.gradients) == 2
+    for a, b in zip(once.gradients[0], four.gradients[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+# ---- repeating ----
+
+
+@promise
+def the_seed_decides_the_losses(case: Case) -> None:
+    few = "--trainer.max_steps=4"
+    first, again, other = (run(case, few, f"--seed_everything={seed}") for seed in (7, 7, 8))
+    assert first.curve == again.curve
+    assert first.curve != other.curve, "a seed that changes nothing: is there no random state in this recipe?"
+
+
+@promise
+def a_resume_within_an_epoch_is_bit_equal(case: Case) -> None:
+    done = whole(case)
+    assert SAVED_STEP % done.cli.trainer.num_training_batches, "the checkpoint must lie within an epoch"
+    (saved,) = done.folder.glob(f"checkpoints/*step={SAVED_STEP}.ckpt")
+    rest = run(case, f"--ckpt_path={saved}")
+    assert rest.losses == {step: loss for step, loss in done.losses.items() if step >= SAVED_STEP}
+    for name, weight in rest.weights().items():
+        assert torch.equal(weight, done.weights()[name]), name
+
+
+@promise
+def the_saved_config_repeats_the_run(case: Case) -> None:
+    done = run(case, "--trainer.max_steps=5", "--model.optim.lr=0.005", "--seed_everything=3")
+    again = run(case, config=done.folder / "config.yaml")
+    assert again.folder != done.folder
+    assert again.losses == done.losses and len(again.losses) == 5
+
+
+def golden_losses(case: Case) -> list[float]:
+    """Losses of the first steps without dropout, whose draws differ between torch versions."""
+    return run(case, PLAIN, f"--trainer.max_steps={GOLDEN_STEPS}").curve
+
+
+def write_golden(case: Case) -> None:
+    """Record what `the_first_steps_are_as_recorded` compares with."""
+    case.golden.write_text(json.dumps({"train/loss": golden_losses(case)}, indent=2) + "\n")
+
+
+@promise
+def the_first_steps_are_as_recorded(case: Case) -> None:
+    assert case.golden.is_file(), f"{case.golden} is missing: run pytest tests/conformance --write-golden once"
+    recorded = json.loads(case.golden.read_text())["train/loss"]
+    assert len(recorded) == GOLDEN_STEPS
+    assert golden_losses(case) == pytest.approx(recorded, rel=GOLDEN_TOLERANCE)
+
+
+# ---- what comes out ----
+
+
+@promise
+def the_export_gives_equal_logits(case: Case) -> None:
+    for done, tolerance in ((whole(case), 1e-6), (adapted(case), 1e-4)):  # merging an adapter rounds
+        theirs = AutoModelForCausalLM.from_pretrained(done.folder / "export").eval()
+        ids = torch.tensor(done.cli.datamodule.stores["train"].row(0).ids, dtype=torch.long)[None]
+        assert ids.numel() > 10
+        with torch.no_grad():
+            ours = done.cli.model.lm.hf.eval()(input_ids=ids).logits
+            torch.testing.assert_close(theirs(input_ids=ids).logits, ours, rtol=tolerance, atol=tolerance)
+        text = done.cli.model.tokenizer.decode(ids[0])
+        tokenizer = AutoTokenizer.from_pretrained(done.folder / "export")
+        assert tokenizer(text, add_special_tokens=False).input_ids == ids[0].tolist()
+
+
+# ---- how it is written ----
+
+
+def own_settings(case: Case) -> Iterator[str]:
+    """Dotted names of the settings that this regime has beyond every regime's."""
+    hints = typing.get_type_hints(case.regime.__init__)
+    for name in inspect.signature(case.regime.__init__).parameters:
+        if name not in BASE_ARGUMENTS:
+            yield name
+            if dataclasses.is_dataclass(hints.get(name)):
+                yield from (f"{name}.{field.name}" for field in dataclasses.fields(hints[name]))
+
+
+@promise
+def a_misspelt_key_gives_the_nearest_match(case: Case) -> None:
+    for setting in ["optim", "optim.schedule", *(s for s in own_settings(case) if len(s.rpartition(".")[2]) > 3)]:
+        *above, key = setting.split(".")
+        recipe = yaml.safe_load(case.recipe.read_text())
+        node = recipe["model"]["init_args"]
+        for part in above:
+            node = node.setdefault(part, {})
+        node[key[:1] + key[2:]] = node.pop(key, None)
+        wrong = case.folder / "misspelt.yaml"
+        wrong.write_text(yaml.safe_dump(recipe))
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            code = door.main(["fit", "--config", str(wrong)])
+        assert code == 2 and f"did you mean '{key}'" in err.getvalue(), (setting, code, err.getvalue())
+
+
+def undocumented(cls: type) -> list[str]:
+    """Arguments of a class that have no line of their own under `Args:` in its docstring."""
+    text = (inspect.getdoc(cls) or "").partition("Args:")[2]
+    names = [name for name in inspect.signature(cls).parameters if name != "self"]
+    return [f"{cls.__name__}.{name}" for name in names if not re.search(rf"^    {name}: \S", text, re.MULTILINE)]
+
+
+@promise
+def every_setting_has_a_line_in_the_docstring(case: Case) -> None:
+    hints = typing.get_type_hints(case.regime.__init__)
+    configs = [cls for cls in hints.values() if dataclasses.is_dataclass(cls)]
+    assert configs
+    assert [name for cls in (case.regime, *configs) for name in undocumented(cls)] == []
+
+
+@promise
+def the_regime_file_is_short(case: Case) -> None:
+    lines = len(Path(inspect.getfile(case.regime)).read_text().splitlines())
+    assert lines < MOST_LINES, f"{lines} lines: put the loss in loss.py and settings in config.py"
+
+
+@promise
+def the_recipe_explains_itself_and_names_the_regime(case: Case) -> None:
+    header = read_header(case.recipe.read_text())
+    assert header_problems(Recipe(f"smoke/{case.name}", case.recipe, **header)) == []
+    chosen = yaml.safe_load(case.recipe.read_text())["model"]["class_path"]
+    assert chosen.rpartition(".")[2] == case.regime.__name__
+
+
+@promise
+def it_keeps_what_every_regime_inherits(case: Case) -> None:
+    """A regime that replaces these would break packing, exact normalisation or checkpoints behind the user's back."""
+    for name in ("configure_model", "normalise", "on_save_checkpoint", "on_load_checkpoint", "log_meter"):
+        assert getattr(case.regime, name) is getattr(Regime, name), name
+    assert issubclass(case.regime, LightningModule)
