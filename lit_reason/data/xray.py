@@ -198,37 +198,44 @@ def diagnose(renderer: Renderer, conversation: Conversation, error: TemplateMism
     Returns:
         At least one finding.
     """
-    name, found, opened = conversation.row_id, [], False
+    name, found = conversation.row_id, []
     for turn, message in enumerate(conversation.messages):
         if not message.trained:
             continue
         prompt, full = renderer.written(conversation, turn)
-        opened = opened or opened_marker(prompt) is not None
-        if renderer.config.turn_text == "template" and not message.truncated:
-            found += [
-                Finding(kind, name, detail) for kind, detail in _template_defects(renderer, message, prompt, full)
-            ]
-    if not found:
-        kind = "think_unclosed" if opened else "text_lost"
-        found = [Finding(kind, name, str(error))]
-    return list(dict.fromkeys(found))
+        by_template = renderer.config.turn_text == "template" and not message.truncated
+        defects = (
+            _template_defects(renderer, message, prompt, full) if by_template else _verbatim_defects(message, prompt)
+        )
+        found += [Finding(kind, name, detail) for kind, detail in defects]
+    return list(dict.fromkeys(found)) or [Finding("text_lost", name, str(error))]
 
 
 def _template_defects(renderer: Renderer, message: Message, prompt: str, full: str) -> Iterator[tuple[str, str]]:
     """Defects of one turn as the template writes it."""
-    shared = os.path.commonprefix((prompt, full))
-    span = full[len(shared) :]
-    if shared != prompt:
-        ahead, instead = prompt[len(shared) :][:40], span[:40]
+    shared = len(os.path.commonprefix((prompt, full)))
+    if shared < len(prompt):
+        ahead, instead = prompt[shared:][:40], full[shared:][:40]
         yield "prompt_differs", f"the generation prompt goes on {ahead!r} where the turn has {instead!r}"
+    tokens = renderer.encoder.encode(full)
+    first = int(np.searchsorted(tokens.end, shared, side="right"))  # the first token that is not all prompt
+    start = min(shared, int(tokens.start[first])) if first < len(tokens.start) else shared
+    span, opened = full[start:], opened_marker(full[:start])
     pair = renderer.traits.pair if renderer.traits else MARKERS[0]
-    opened = opened_marker(shared)
     yield from think_defects(reasoning_parts(message, *pair), span, opened=opened is not None)
     if opened and not any(pair.closing in span for pair in MARKERS):
         yield "think_unclosed", f"the prompt opens {opened.opening} and the turn does not close it"
-    if not np.isin(renderer.encoder.encode(span).ids, renderer.stop_ids).any():
+    if not np.isin(tokens.ids[first:], renderer.stop_ids).any():
         stops = ", ".join(renderer.tokenizer.convert_ids_to_tokens(list(renderer.stop_ids)))
         yield "end_untrained", f"no end token ({stops}) after the turn, which ends {full[-40:]!r}"
+
+
+def _verbatim_defects(message: Message, prompt: str) -> Iterator[tuple[str, str]]:
+    """Defects of one turn that stands as the record has it."""
+    opened = opened_marker(prompt)
+    parts = reasoning_parts(message, *MARKERS[0])
+    if opened and not message.truncated and (parts is None or not parts.closing):
+        yield "think_unclosed", f"the prompt opens {opened.opening} and the turn does not close it"
 
 
 def think_defects(parts: TraceText | None, span: str, *, opened: bool) -> Iterator[tuple[str, str]]:

@@ -171,11 +171,25 @@ def test_a_doubled_block_in_one_row_of_several():
     assert [(f.kind, f.row_id) for f in findings] == [("think_doubled", "f:1#2")]
 
 
-def test_calls_that_the_template_does_not_write():
-    call = ({"type": "function", "function": {"name": "peel", "arguments": {}}},)
-    turns = (Message("user", "q"), Message("assistant", "", tool_calls=call, trained=True))
-    rows, [finding] = examine(renderer_of("chatml"), Conversation(turns, "f:1"))
+CALLING = Conversation(
+    (
+        Message("user", "q"),
+        Message("assistant", "", tool_calls=({"function": {"name": "peel", "arguments": {}}},), trained=True),
+    ),
+    "f:1",
+)
+
+
+@pytest.mark.parametrize("template", ["chatml", "opens_think"])
+def test_calls_that_the_template_does_not_write(template):
+    rows, [finding] = examine(renderer_of(template), CALLING)
     assert rows == [] and finding.kind == "text_lost" and "peel" in finding.detail
+
+
+def test_an_end_token_that_begins_like_the_prompt_is_seen():
+    """The prompt goes on `<think>` where the turn ends with `</s>`: both begin with the same character."""
+    rows, findings = examine(renderer_of("drops_thoughts"), CALLING)
+    assert [finding.kind for finding in findings] == ["prompt_differs"]
 
 
 def test_training_and_generation_prompts_that_disagree(monkeypatch):
