@@ -50,13 +50,14 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def record(name: str, result: dict[str, Any], notes: Sequence[str] = ()) -> Path:
+def record(name: str, result: dict[str, Any], notes: Sequence[str] = (), command: str | None = None) -> Path:
     """Write a result with its circumstances.
 
     Args:
         name: file name without date.
         result: figures, JSON-able.
         notes: what a reader must know, such as other load on the machine.
+        command: what was run; default: the present module with its arguments.
 
     Returns:
         The file, `benchmarks/results/<date>-<name>.json`.
@@ -64,7 +65,7 @@ def record(name: str, result: dict[str, Any], notes: Sequence[str] = ()) -> Path
     RESULTS.mkdir(exist_ok=True)
     today = datetime.date.today().isoformat()
     path = RESULTS / f"{today}-{name}.json"
-    command = " ".join([Path(sys.executable).name, "-m", *_module(), *sys.argv[1:]])
+    command = command or " ".join([Path(sys.executable).name, "-m", *_module(), *sys.argv[1:]])
     facts = {"date": today, "command": command, "versions": versions(), "machine": machine(), "notes": list(notes)}
     path.write_text(json.dumps({**facts, "result": result}, indent=1) + "\n")
     return path
