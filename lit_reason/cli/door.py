@@ -25,7 +25,9 @@ TRAINER_VERBS = {
 OTHER_VERBS = {
     "demo": "train full and condensed traces side by side, and compare them",
     "inspect": "rows as the loss sees them, span by span, and what is wrong with them",
+    "consolidate": "one file of a checkpoint folder that several processes wrote",
     "condense": "shorten the reasoning traces of a file",
+    "new": "write the files of a new training method",
     "list": "the recipes that come with the program",
     "show": "print a recipe",
     "doctor": "versions, devices, and what is missing",
@@ -36,6 +38,8 @@ GROUPS = (
     ("Run a recipe", tuple(TRAINER_VERBS)),
     ("Start here", ("demo", "list", "show", "doctor")),
     ("Data", ("inspect", "condense")),
+    ("Many processes", ("consolidate",)),
+    ("Extend", ("new",)),
     ("Comfort", ("schema", "completion")),
 )
 VERBS = {**TRAINER_VERBS, **OTHER_VERBS}

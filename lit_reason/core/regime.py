@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_reason.core.config import OptimConfig
 from lit_reason.core.optim import build_optimizer, build_schedule
+from lit_reason.core.world_size import fit_progress
 from lit_reason.data.packing import Pack
 from lit_reason.data.prompts import EvalPrompt
 from lit_reason.errors import UserError, did_you_mean
@@ -21,6 +24,9 @@ from lit_reason.models.language_model import LanguageModel
 from lit_reason.models.loading import load_tokenizer
 from lit_reason.rollout.config import SamplingConfig
 from lit_reason.rollout.sampler import sample
+from lit_reason.strategies import fsdp2  # noqa: F401  # makes `trainer.strategy: fsdp2` known
+from lit_reason.strategies.clipping import clip_norm
+from lit_reason.strategies.sharding import shard
 
 
 class Regime(LightningModule):
@@ -74,6 +80,8 @@ class Regime(LightningModule):
                     f"data.max_length is {longest}, but the model is made for {limit} tokens: lower it, or raise the "
                     "model's limit with lm.overrides (max_position_embeddings, and rope_theta with it)"
                 )
+            if self.device_mesh is not None:
+                shard(self.lm, self.device_mesh)
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer, and its schedule stepped once an optimizer step."""
@@ -104,7 +112,8 @@ class Regime(LightningModule):
         Lightning divides by the number of accumulated micro-batches and averages gradients over ranks; both are
         undone here, and the sum is divided by the loss weight of the whole step (`Pack.norm`).
         """
-        return loss_sum * (self.trainer.accumulate_grad_batches * self.trainer.world_size / pack.norm)
+        ranks = (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+        return loss_sum * (self.trainer.accumulate_grad_batches * ranks / pack.norm)
 
     def record(self, meter: SegmentMeter, out: HeadOut, pack: Pack) -> None:
         """Add a scored pack to a meter."""
@@ -131,6 +140,21 @@ class Regime(LightningModule):
         if every and step % every == 0:
             self.log_meter(self.train_meter, "train")
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer is told; a norm over sharded gradients is taken mesh by mesh."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        by_norm = gradient_clip_val is not None and gradient_clip_val > 0 and gradient_clip_algorithm in (None, "norm")
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if by_norm and not scaled and any(isinstance(p.grad, DTensor) for p in parameters):
+            clip_norm(parameters, float(gradient_clip_val or 0))
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     # ---- checkpoints ----
 
     @property  # type: ignore[misc]
@@ -150,12 +174,21 @@ class Regime(LightningModule):
             checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another recipe before anything is changed.
+        """Refuse a checkpoint of another recipe before anything is changed, and fit it to the number of processes."""
+        if "state_dict" in checkpoint:  # a strategy that reads shards itself has checked and read them
+            self.check_weights({k: v.shape for k, v in checkpoint["state_dict"].items() if hasattr(v, "shape")})
+        ranks = (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+        fit_progress(checkpoint, ranks)
+
+    def check_weights(self, found: Mapping[str, Sequence[int]]) -> None:
+        """Compare what a checkpoint holds with what this model saves.
+
+        Args:
+            found: shapes by name.
 
         Raises:
             UserError: names or shapes of the weights differ from this recipe's model.
         """
-        found = {k: v.shape for k, v in checkpoint["state_dict"].items() if hasattr(v, "shape")}
         expected = self._saved_names()
         for name in sorted(expected.keys() ^ found.keys()):
             here, other = ("has", "lacks") if name in expected else ("lacks", "has")
@@ -164,7 +197,7 @@ class Regime(LightningModule):
                 f"{did_you_mean(name, found if name in expected else expected)}"
             )
         for name, shape in expected.items():
-            if shape != found[name]:
+            if tuple(shape) != tuple(found[name]):
                 raise UserError(
                     f"the checkpoint does not fit this recipe: {name} is {tuple(found[name])} in the checkpoint, "
                     f"{tuple(shape)} in the model"

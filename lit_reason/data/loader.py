@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lit_reason.data.cache import TokenStore
 from lit_reason.data.packing import Pack, fill_bins, pack_rows
+from lit_reason.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,31 @@ class BinSampler(Sampler):
         """
         if self.drawn or self.start >= len(self):
             self.epoch, self.start, self.drawn = self.epoch + 1, 0, False
+
+    def position(self, state: dict[str, int]) -> int:
+        """Where this process goes on, also when fewer or more processes share the bins than in the saved run.
+
+        Args:
+            state: of a `PackLoader`.
+
+        Returns:
+            The first bin of the pass still to hand out.
+
+        Raises:
+            UserError: the bins handed out so far do not end an optimizer step of this run.
+        """
+        then = state.get("world", self.world)
+        done = state["position"] * then
+        if then == self.world or done >= len(self) * self.world:
+            return done // self.world
+        window = self.accumulate * self.world
+        if done % window:
+            raise UserError(
+                f"the checkpoint was made {done} micro-batches into an epoch, by {then} processes; steps of "
+                f"{self.world} processes x {self.accumulate} accumulated micro-batches do not end there. Resume with "
+                f"devices x accumulate_grad_batches as before"
+            )
+        return done // self.world
 
     def plan(self, epoch: int) -> list[tuple[int, ...]]:
         """All bins of an epoch in order, filled up with empty ones to a multiple of `world`."""
@@ -164,10 +190,10 @@ class PackLoader(DataLoader):
             yield pack
 
     def state_dict(self) -> dict[str, int]:
-        """The present pass, and batches of it already handed out."""
-        return {"epoch": self.sampler.epoch, "position": self.position}
+        """The present pass, batches of it already handed out, and among how many processes they are dealt."""
+        return {"epoch": self.sampler.epoch, "position": self.position, "world": self.sampler.world}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the last batch handed out."""
-        self.position = state["position"]
-        self.sampler.epoch, self.sampler.start, self.sampler.drawn = state["epoch"], state["position"], False
+        """Go on after the last batch handed out, also when fewer or more processes share the batches now."""
+        self.position = self.sampler.position(state)
+        self.sampler.epoch, self.sampler.start, self.sampler.drawn = state["epoch"], self.position, False

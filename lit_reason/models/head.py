@@ -39,6 +39,11 @@ class LossHead(nn.Module):
         self.scale = _logit_scale(text)
 
     @property
+    def layer(self) -> nn.Linear:
+        """The model's own output layer."""
+        return self._layer[0]
+
+    @property
     def weight(self) -> Tensor:
         """The output layer's weight, [V, D]."""
         return self._layer[0].weight

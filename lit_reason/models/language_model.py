@@ -122,8 +122,9 @@ class LanguageModel(nn.Module):
             Hidden states, [T, D], that `head` takes.
         """
         extra = packing_arguments(self.attention, cu_seqlens, ids_T.device)
+        backbone = getattr(self.base, "run_backbone", self.base.base_model)  # the former where weights are in shards
         with packed_rows():
-            out = self.base.base_model(
+            out = backbone(
                 input_ids=ids_T[None],
                 position_ids=positions_T[None],
                 use_cache=False,

@@ -1,0 +1,61 @@
+"""Which modules of a language model hold their weights in shards, and when the shards are gathered."""
+
+from __future__ import annotations
+
+import types
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from lit_reason.errors import UserError
+from lit_reason.models.adapters import decoder_layers
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from lit_reason.models.language_model import LanguageModel
+
+# Gradients of bfloat16 weights are summed over processes in float32.
+POLICY = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+
+
+def shard(lm: LanguageModel, device_mesh: DeviceMesh) -> None:
+    """Keep one part of every weight on each data-parallel process (FSDP2, `fully_shard`).
+
+    Each decoder layer gathers its weights while it runs. A separate output layer does so by itself; the loss calls
+    it through its hooks. What is left (embedding, last norm, a tied output layer) belongs to the transformers model,
+    is gathered when that starts to run, and stays gathered until the backward pass is over: the tied weight is
+    needed again by the loss, after the backbone is done. Parameters become DTensors; their names stay.
+
+    Args:
+        lm: the model, whole, on any device; its weights move to the mesh's device one module after another.
+        device_mesh: has a dimension `data_parallel`, as `ModelParallelStrategy` makes it.
+
+    Raises:
+        UserError: the model is quantised, or the mesh has a tensor-parallel dimension.
+    """
+    names = device_mesh.mesh_dim_names or ()
+    if "tensor_parallel" in names and device_mesh["tensor_parallel"].size() > 1:
+        raise UserError("strategy: tensor_parallel_size must be 1; use `trainer.strategy: fsdp2`")
+    if any(not p.is_floating_point() for p in lm.parameters()):
+        raise UserError(
+            "strategy: the weights of a quantised model cannot be sharded; use `trainer.strategy: ddp`, or set "
+            "lm.adapter.quantize to none"
+        )
+    mesh = device_mesh["data_parallel"]
+    base: Any = lm.base
+    for layer in decoder_layers(base):
+        fully_shard(layer, mesh=mesh, mp_policy=POLICY)
+    output, embedding = lm.head.layer, base.get_input_embeddings()
+    if output.weight is not embedding.weight:
+        fully_shard(output, mesh=mesh, mp_policy=POLICY)
+    fully_shard(base, mesh=mesh, mp_policy=POLICY, reshard_after_forward=False)
+    # Training runs the backbone alone, without the forward of the model around it, where the hooks are.
+    base.run_backbone = types.MethodType(_run_backbone, base)
+    register_fsdp_forward_method(base, "run_backbone")
+
+
+def _run_backbone(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return self.base_model(*args, **kwargs)  # type: ignore[operator]

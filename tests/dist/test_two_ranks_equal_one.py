@@ -1,0 +1,158 @@
+"""Two processes train as one does: ddp and fsdp2, whole weights and adapters, rows counted and rows packed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import two_ranks
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_run import fit, write_model, write_traces
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lit_reason.callbacks.verified_generation import VerifiedGeneration
+from lit_reason.cli.door import main
+from lit_reason.core.metrics_log import read_metrics
+from lit_reason.rollout.config import SamplingConfig
+
+pytestmark = [pytest.mark.dist, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
+
+PACKED = {"data__batch_rows": None, "data__batch_tokens": 256}
+CASES = {
+    "rows": {"data__batch_rows": 8, "trainer__gradient_clip_val": 0.3},  # five batches: one process lacks a sixth
+    "tied": {**PACKED, "model__lm__gradient_checkpointing": "true"},
+    "lora": {**PACKED, "model__lm__adapter__rank": 3, "trainer__gradient_clip_val": 0.01},
+}
+RUNS = [("fsdp2", "rows"), ("fsdp2", "tied"), ("fsdp2", "lora"), ("ddp", "rows"), ("ddp", "lora")]
+
+
+def whole(tensor):
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+class Watch(Callback):
+    """Gradients of the first step before clipping and after it, and the weights at the end."""
+
+    gradients, clipped = {}, {}
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if trainer.global_step == 0:
+            self.gradients = {n: whole(p.grad) for n, p in pl_module.named_parameters() if p.grad is not None}
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if trainer.global_step == 1 and not self.clipped:
+            self.clipped = {n: whole(p.grad) for n, p in pl_module.named_parameters() if p.grad is not None}
+
+    def on_train_end(self, trainer, pl_module):
+        self.weights = {n: whole(p) for n, p in pl_module.named_parameters()}
+        self.sharded = sum(isinstance(p, DTensor) for p in pl_module.parameters())
+
+
+def train(folder: Path, run: Path, case: str, ckpt_path: Path | None = None, **settings) -> dict:
+    """Four steps, then generation: what came out of them."""
+    watch = Watch()
+    sampling = SamplingConfig(max_new_tokens=6, samples=2, temperature=1.0, batch_size=4)
+    answers = VerifiedGeneration(limit=3, at_end=True, sampling=sampling)
+    saver = ModelCheckpoint(run / "checkpoints", every_n_train_steps=2, save_top_k=-1, filename="{step}")
+    cli = fit(folder, run, [watch, answers, saver], ckpt_path, **{**CASES[case], **settings})
+    log = Path(cli.trainer.log_dir) / "metrics.csv"
+    return {
+        "losses": [value for _, value in read_metrics(log).points("train/loss")] if cli.trainer.is_global_zero else [],
+        "val": float(cli.trainer.callback_metrics["val/loss"]),
+        "gradients": watch.gradients,
+        "clipped": watch.clipped,
+        "weights": watch.weights,
+        "sharded": watch.sharded,
+        "completions": [r.completion for r in answers.last.records],
+    }
+
+
+def in_both(folder: Path) -> dict:
+    found = {}
+    for strategy, case in RUNS:
+        settings = {"trainer__strategy": strategy, "trainer__devices": 2}
+        run = folder / strategy / case
+        found[strategy, case] = train(folder, run, case, **settings)
+        if strategy == "fsdp2" and case != "tied":
+            saved = run / "checkpoints" / "step=2.ckpt"
+            found["own folder", case] = train(folder, folder / "again" / case, case, saved, **settings)
+        if strategy == "fsdp2" and case == "rows":
+            saved = folder / "one" / case / "checkpoints" / "step=2.ckpt"
+            found["file of one", case] = train(folder, folder / "from_one" / case, case, saved, **settings)
+    return found
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """One process with two micro-batches a step, and two processes."""
+    base = tmp_path_factory.mktemp("dist")
+    write_model(base / "model")
+    tied = AutoConfig.from_pretrained(base / "model", tie_word_embeddings=True)
+    shutil.copytree(base / "model", base / "tied")
+    AutoModelForCausalLM.from_config(tied).save_pretrained(base / "tied")
+    CASES["tied"]["model__lm__path"] = base / "tied"
+    write_traces(base / "traces.jsonl")
+    write_traces(base / "val.jsonl", rows=5, seed=1)
+    os.environ["LIT_REASON_CACHE"] = str(base / "cache")
+    for settings in CASES.values():
+        settings["data__val_file"] = base / "val.jsonl"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = {case: train(base, base / "one" / case, case, trainer__accumulate_grad_batches=2) for case in CASES}
+    both = two_ranks.run(in_both, base, base)
+    torch.set_num_threads(threads)
+    return base, alone, both
+
+
+@pytest.mark.parametrize("strategy, case", RUNS)
+def test_losses_gradients_weights_and_completions_are_those_of_one_process(results, strategy, case):
+    _, alone, both = results
+    expected = alone[case]
+    assert len(expected["losses"]) == 4 and len(set(expected["losses"])) == 4
+    assert both[0][strategy, case]["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+    for got in (both[0][strategy, case], both[1][strategy, case]):
+        assert got["val"] == pytest.approx(expected["val"], rel=1e-5)
+        for what in ("gradients", "clipped", "weights"):
+            assert got[what].keys() == expected[what].keys() and got[what]
+            for name, value in expected[what].items():
+                torch.testing.assert_close(got[what][name], value, rtol=1e-4, atol=2e-6, msg=f"{what} of {name}")
+        assert got["completions"] == expected["completions"]
+        assert (got["sharded"] == len(got["weights"])) if strategy == "fsdp2" else not got["sharded"]
+
+
+@pytest.mark.parametrize("start, case", [("own folder", "rows"), ("own folder", "lora"), ("file of one", "rows")])
+def test_fsdp2_resumes_from_its_folder_and_from_a_file_of_one_process(results, start, case):
+    _, alone, both = results
+    went_on, straight = both[0][start, case], both[0]["fsdp2", case]
+    exact = start == "own folder"
+    assert len(went_on["losses"]) == 2 and not went_on["gradients"]  # steps 3 and 4 alone
+    assert went_on["losses"] == (straight["losses"][2:] if exact else pytest.approx(straight["losses"][2:], rel=1e-5))
+    for name, value in straight["weights"].items():
+        tolerance = 0 if exact else 2e-6
+        torch.testing.assert_close(went_on["weights"][name], value, rtol=0, atol=tolerance, msg=f"weights of {name}")
+
+
+@pytest.mark.parametrize("case", ["rows", "lora"])
+def test_a_consolidated_folder_resumes_in_one_process(results, case, capsys):
+    base, alone, both = results
+    straight = both[0]["fsdp2", case]
+    folder, out = base / "fsdp2" / case / "checkpoints" / "step=2.ckpt", base / f"{case}.ckpt"
+    assert main(["consolidate", str(folder), str(out)]) == 0 and "step 2" in capsys.readouterr().out
+    one = torch.load(base / "one" / case / "checkpoints" / "step=2.ckpt", weights_only=True)
+    got = torch.load(out, weights_only=True)
+    assert got.keys() == one.keys() and got["state_dict"].keys() == one["state_dict"].keys()
+    ours, theirs = got["optimizer_states"][0], one["optimizer_states"][0]
+    assert [g["params"] for g in ours["param_groups"]] == [g["params"] for g in theirs["param_groups"]]
+    for number, values in theirs["state"].items():
+        for key, value in values.items():
+            torch.testing.assert_close(ours["state"][number][key], value, rtol=1e-4, atol=1e-6)
+    run = base / "consolidated" / case
+    went_on = train(base, run, case, out, trainer__accumulate_grad_batches=2)
+    assert went_on["losses"] == straight["losses"][2:] and len(went_on["losses"]) == 2
+    for name, value in straight["weights"].items():
+        torch.testing.assert_close(went_on["weights"][name], value, rtol=0, atol=2e-6, msg=f"weights of {name}")
