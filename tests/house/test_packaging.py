@@ -52,11 +52,15 @@ class Block:
             yield frame.f_code.co_filename
             frame = frame.f_back
 sys.meta_path.insert(0, Block())
+from lit_reason.errors import UserError
 import lit_reason.data, lit_reason.models, lit_reason.regimes, lit_reason.rollout, lit_reason.rewards, lit_reason.core
 for room in ("data", "models", "regimes", "rollout", "rewards", "core", "callbacks", "kernels"):
     path = [f"lit_reason/{room}"]
     for found in pkgutil.walk_packages(path, f"lit_reason.{room}."):
-        importlib.import_module(found.name)
+        try:
+            importlib.import_module(found.name)
+        except UserError as error:  # the module of an optional part itself: it must say which extra installs it
+            assert "pip install 'lit-reason[" in str(error), found.name
 print("ok")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
