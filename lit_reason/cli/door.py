@@ -25,6 +25,7 @@ TRAINER_VERBS = {
 OTHER_VERBS = {
     "demo": "train full and condensed traces side by side, and compare them",
     "inspect": "rows as the loss sees them, span by span, and what is wrong with them",
+    "launch": "a script that starts a run on several machines",
     "consolidate": "one file of a checkpoint folder that several processes wrote",
     "condense": "shorten the reasoning traces of a file",
     "new": "write the files of a new training method",
@@ -38,7 +39,7 @@ GROUPS = (
     ("Run a recipe", tuple(TRAINER_VERBS)),
     ("Start here", ("demo", "list", "show", "doctor")),
     ("Data", ("inspect", "condense")),
-    ("Many processes", ("consolidate",)),
+    ("Many processes", ("launch", "consolidate")),
     ("Extend", ("new",)),
     ("Comfort", ("schema", "completion")),
 )
