@@ -38,6 +38,7 @@ _lit_reason() {
     @TRAINER_VERBS@) options="@OPTIONS@" ;;
     doctor|completion) options="--full --help" ;;
     schema) options="--write --help" ;;
+    new) options="--into --title --help" ;;
     inspect) options="@INSPECT@ --help" ;;
   esac
   if [[ $COMP_CWORD -eq 1 ]]; then
@@ -48,6 +49,8 @@ _lit_reason() {
     COMPREPLY=( $(compgen -W "$options" -- "$word") )
   elif [[ "$verb" == "completion" ]]; then
     COMPREPLY=( $(compgen -W "@SHELLS@" -- "$word") )
+  elif [[ "$verb" == "new" && $COMP_CWORD -eq 2 ]]; then
+    COMPREPLY=( regime )
   else
     COMPREPLY=( $(compgen -f -- "$word") )
   fi
@@ -123,6 +126,7 @@ def _fish(recipes: Sequence[str], options: Sequence[str]) -> str:
     names, runs = " ".join(recipes), " ".join(TRAINER_VERBS)
     lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from show' -a '{names}'")
     lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from completion' -f -a '{' '.join(SHELLS)}'")
+    lines.append("complete -c lit-reason -n '__fish_seen_subcommand_from new' -a regime")
     lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from {runs}' -l config -s c -r -a '{names}'")
     inspect = "complete -c lit-reason -n '__fish_seen_subcommand_from inspect'"
     lines.append(f"{inspect} -l config -s c -r -a '{names}'")

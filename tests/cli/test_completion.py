@@ -28,6 +28,7 @@ def test_bash(tmp_path, monkeypatch):
     assert bash("lit-reason", "fit", "--con") == ["--config"]
     assert bash("lit-reason", "doctor", "--f") == ["--full"]
     assert bash("lit-reason", "list", "--ckpt") == []
+    assert bash("lit-reason", "new", "") == ["regime"] and bash("lit-reason", "new", "regime", "--i") == ["--into"]
     (tmp_path / "rows.jsonl").touch()
     assert bash("lit-reason", "condense", "ro") == ["rows.jsonl"]
 
