@@ -27,6 +27,19 @@ INSPECT = (
     "--tau",
     "--max-length",
 )
+EDGES = (
+    "--model",
+    "--limit",
+    "--out",
+    "--segmenter",
+    "--pattern",
+    "--min-chars",
+    "--format",
+    "--chat-template",
+    "--turn-text",
+    "--max-length",
+    "--batch-tokens",
+)
 SHELLS = ("bash", "zsh", "fish")
 
 BASH = r"""
@@ -40,6 +53,7 @@ _lit_reason() {
     schema) options="--write --help" ;;
     new) options="--into --title --help" ;;
     inspect) options="@INSPECT@ --help" ;;
+    edges) options="@EDGES@ --help" ;;
   esac
   if [[ $COMP_CWORD -eq 1 ]]; then
     COMPREPLY=( $(compgen -W "@VERBS@ --help --version" -- "$word") )
@@ -111,6 +125,7 @@ def script(shell: str, options: Sequence[str] = COMMON) -> str:
         ("SHELLS", SHELLS),
         ("OPTIONS", options),
         ("INSPECT", INSPECT),
+        ("EDGES", EDGES),
     ):
         text = text.replace(f"@{mark}@", " ".join(words))
     text = text.replace("@TRAINER_VERBS@", "|".join(TRAINER_VERBS))
@@ -131,6 +146,7 @@ def _fish(recipes: Sequence[str], options: Sequence[str]) -> str:
     inspect = "complete -c lit-reason -n '__fish_seen_subcommand_from inspect'"
     lines.append(f"{inspect} -l config -s c -r -a '{names}'")
     lines += [f"{inspect} -l {option[2:]}" for option in INSPECT[1:]]
+    lines += [f"complete -c lit-reason -n '__fish_seen_subcommand_from edges' -l {option[2:]}" for option in EDGES]
     for option in options:
         if option not in ("--config", "--help"):
             lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from {runs}' -l {option[2:]}")

@@ -28,6 +28,7 @@ OTHER_VERBS = {
     "launch": "a script that starts a run on several machines",
     "consolidate": "one file of a checkpoint folder that several processes wrote",
     "condense": "shorten the reasoning traces of a file",
+    "edges": "which part of the traces carries the answer: head, middle or tail",
     "new": "write the files of a new training method",
     "list": "the recipes that come with the program",
     "show": "print a recipe",
@@ -38,7 +39,7 @@ OTHER_VERBS = {
 GROUPS = (
     ("Run a recipe", tuple(TRAINER_VERBS)),
     ("Start here", ("demo", "list", "show", "doctor")),
-    ("Data", ("inspect", "condense")),
+    ("Data", ("inspect", "condense", "edges")),
     ("Many processes", ("launch", "consolidate")),
     ("Extend", ("new",)),
     ("Comfort", ("schema", "completion")),

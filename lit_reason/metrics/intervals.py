@@ -1,8 +1,9 @@
-"""Estimates of success rates: pass@k and the interval around it."""
+"""Intervals around measured rates and means, and pass@k."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 
@@ -64,3 +65,38 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     if not 0 <= correct <= samples or not 1 <= k <= samples:
         raise ValueError(f"pass@{k} needs 0 <= correct <= samples and 1 <= k <= samples, got {correct} of {samples}")
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def bootstrap_ratio(
+    numerator: Sequence[float], denominator: Sequence[float], *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of sum(numerator) / sum(denominator) over independent units (Efron 1979).
+
+    Whole units are drawn with replacement, so a mean over tokens gets the spread that the texts they come from have.
+
+    Args:
+        numerator: one value a unit, such as a text's summed loss.
+        denominator: one positive value a unit, such as its tokens.
+        level: confidence level in (0, 1).
+        draws: number of resamples.
+        seed: of the resamples; equal arguments give equal intervals.
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: no unit, unequal lengths, a denominator that is not positive, or a level out of range.
+    """
+    import numpy as np
+
+    top, bottom = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
+    n = len(top)
+    if not n or len(bottom) != n or not (bottom > 0).all() or not 0 < level < 1:
+        raise ValueError(f"bootstrap_ratio: {n} numerators, {len(bottom)} denominators (all > 0?), level {level}")
+    rng = np.random.default_rng(seed)
+    ratios = np.empty(draws)
+    for draw in range(draws):
+        chosen = rng.integers(n, size=n)
+        ratios[draw] = top[chosen].sum() / bottom[chosen].sum()
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
