@@ -76,8 +76,12 @@ class BinSampler(Sampler):
 
     def __len__(self) -> int:
         """Micro-batches an epoch and rank, the same in each epoch."""
-        bins = -(-len(self.lengths) // self.batch_rows) if self.shapes is None else len(self.shapes)
-        return -(-bins // self.world)
+        return -(-self.bins // self.world)
+
+    @property
+    def bins(self) -> int:
+        """Micro-batches an epoch on all ranks together."""
+        return -(-len(self.lengths) // self.batch_rows) if self.shapes is None else len(self.shapes)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin the next pass over the rows, unless the present one is still to be drawn from.
@@ -103,8 +107,10 @@ class BinSampler(Sampler):
         """
         then = state.get("world", self.world)
         done = state["position"] * then
-        if then == self.world or done >= len(self) * self.world:
-            return done // self.world
+        if then == self.world:
+            return state["position"]
+        if done >= self.bins:
+            return len(self)
         window = self.accumulate * self.world
         if done % window:
             raise UserError(

@@ -12,13 +12,16 @@ import two_ranks
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_run import fit, write_model, write_traces
-from torch.distributed.tensor import DTensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_reason.callbacks.verified_generation import VerifiedGeneration
 from lit_reason.cli.door import main
 from lit_reason.core.metrics_log import read_metrics
+from lit_reason.errors import UserError
 from lit_reason.rollout.config import SamplingConfig
+from lit_reason.strategies.clipping import clip_norm
 
 pytestmark = [pytest.mark.dist, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 
@@ -27,6 +30,10 @@ CASES = {
     "rows": {"data__batch_rows": 8, "trainer__gradient_clip_val": 0.3},  # five batches: one process lacks a sixth
     "tied": {**PACKED, "model__lm__gradient_checkpointing": "true"},
     "lora": {**PACKED, "model__lm__adapter__rank": 3, "trainer__gradient_clip_val": 0.01},
+}
+AS_FILE = {  # of fsdp2: gather a checkpoint on the first process
+    "trainer__strategy": "lit_reason.strategies.fsdp2.FSDP2Strategy",
+    "trainer__strategy__save_distributed_checkpoint": "false",
 }
 RUNS = [("fsdp2", "rows"), ("fsdp2", "tied"), ("fsdp2", "lora"), ("ddp", "rows"), ("ddp", "lora")]
 
@@ -75,16 +82,50 @@ def train(folder: Path, run: Path, case: str, ckpt_path: Path | None = None, **s
 def in_both(folder: Path) -> dict:
     found = {}
     for strategy, case in RUNS:
-        settings = {"trainer__strategy": strategy, "trainer__devices": 2}
+        settings = {
+            "trainer__strategy": strategy,
+            "trainer__devices": 2,
+            **(AS_FILE if (strategy, case) == ("fsdp2", "lora") else {}),
+        }
         run = folder / strategy / case
         found[strategy, case] = train(folder, run, case, **settings)
-        if strategy == "fsdp2" and case != "tied":
+        if strategy == "fsdp2":
             saved = run / "checkpoints" / "step=2.ckpt"
-            found["own folder", case] = train(folder, folder / "again" / case, case, saved, **settings)
+            found["own", case] = train(folder, folder / "again" / case, case, saved, **settings)
         if strategy == "fsdp2" and case == "rows":
             saved = folder / "one" / case / "checkpoints" / "step=2.ckpt"
             found["file of one", case] = train(folder, folder / "from_one" / case, case, saved, **settings)
+    found["clipping"] = clip_on_three_meshes()
+    for kind, saved in (("folder", folder / "fsdp2"), ("file", folder / "one")):
+        saved = saved / "rows" / "checkpoints" / "step=2.ckpt"
+        with pytest.raises(UserError) as refused:
+            train(folder, folder / "refused", "lora", saved, trainer__strategy="fsdp2", trainer__devices=2)
+        found["refused", kind] = str(refused.value)
     return found
+
+
+def gradients() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(shape, generator=generator) for shape in [(5, 3), (4, 2), (7,), (2, 2)]]
+
+
+def clip_on_three_meshes() -> tuple[float, list[torch.Tensor]]:
+    """Clip gradients of which two are sharded along one dimension, one over a 2D mesh, and one is whole."""
+    line = init_device_mesh("cpu", (2,))
+    plane = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    a, b, c, d = gradients()
+    spread = [
+        distribute_tensor(a, line, [Shard(0)]),  # five rows: three here, two there
+        distribute_tensor(b, plane, [Shard(0), Shard(1)]),
+        distribute_tensor(c, line, [Replicate()]),
+        d,
+    ]
+    parameters = [torch.nn.Parameter(torch.zeros_like(g)) for g in spread]
+    for parameter, gradient in zip(parameters, spread, strict=True):
+        parameter.grad = gradient
+    parameters.append(torch.nn.Parameter(torch.zeros(3)))  # without gradient
+    norm = clip_norm(parameters, 1.5)
+    return float(norm), [whole(p.grad) for p in parameters[:4]]
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +166,11 @@ def test_losses_gradients_weights_and_completions_are_those_of_one_process(resul
         assert (got["sharded"] == len(got["weights"])) if strategy == "fsdp2" else not got["sharded"]
 
 
-@pytest.mark.parametrize("start, case", [("own folder", "rows"), ("own folder", "lora"), ("file of one", "rows")])
-def test_fsdp2_resumes_from_its_folder_and_from_a_file_of_one_process(results, start, case):
+@pytest.mark.parametrize("start, case", [("own", "rows"), ("own", "tied"), ("own", "lora"), ("file of one", "rows")])
+def test_fsdp2_resumes_from_its_folder_from_its_file_and_from_a_file_of_one_process(results, start, case):
     _, alone, both = results
     went_on, straight = both[0][start, case], both[0]["fsdp2", case]
-    exact = start == "own folder"
+    exact = start == "own"
     assert len(went_on["losses"]) == 2 and not went_on["gradients"]  # steps 3 and 4 alone
     assert went_on["losses"] == (straight["losses"][2:] if exact else pytest.approx(straight["losses"][2:], rel=1e-5))
     for name, value in straight["weights"].items():
@@ -137,12 +178,16 @@ def test_fsdp2_resumes_from_its_folder_and_from_a_file_of_one_process(results, s
         torch.testing.assert_close(went_on["weights"][name], value, rtol=0, atol=tolerance, msg=f"weights of {name}")
 
 
-@pytest.mark.parametrize("case", ["rows", "lora"])
-def test_a_consolidated_folder_resumes_in_one_process(results, case, capsys):
+@pytest.mark.parametrize("case", ["rows", "tied", "lora"])
+def test_a_consolidated_folder_and_a_gathered_file_resume_in_one_process(results, case, capsys):
     base, alone, both = results
     straight = both[0]["fsdp2", case]
     folder, out = base / "fsdp2" / case / "checkpoints" / "step=2.ckpt", base / f"{case}.ckpt"
-    assert main(["consolidate", str(folder), str(out)]) == 0 and "step 2" in capsys.readouterr().out
+    if case == "lora":  # written as a file
+        assert main(["consolidate", str(folder), str(out)]) == 2 and "is a file" in capsys.readouterr().err
+        out = folder
+    else:
+        assert main(["consolidate", str(folder), str(out)]) == 0 and "step 2" in capsys.readouterr().out
     one = torch.load(base / "one" / case / "checkpoints" / "step=2.ckpt", weights_only=True)
     got = torch.load(out, weights_only=True)
     assert got.keys() == one.keys() and got["state_dict"].keys() == one["state_dict"].keys()
@@ -156,3 +201,25 @@ def test_a_consolidated_folder_resumes_in_one_process(results, case, capsys):
     assert went_on["losses"] == straight["losses"][2:] and len(went_on["losses"]) == 2
     for name, value in straight["weights"].items():
         torch.testing.assert_close(went_on["weights"][name], value, rtol=0, atol=2e-6, msg=f"weights of {name}")
+    if case != "lora":
+        assert main(["consolidate", str(folder), str(out)]) == 2 and "exists already" in capsys.readouterr().err
+    assert not list(base.glob(".*")) and not list(folder.parent.glob(".*"))  # nothing half done is left behind
+
+
+def test_clipping_over_several_meshes_is_that_of_whole_gradients(results):
+    _, _, both = results
+    expected = [torch.nn.Parameter(torch.zeros_like(g)) for g in gradients()]
+    for parameter, gradient in zip(expected, gradients(), strict=True):
+        parameter.grad = gradient
+    norm = float(torch.nn.utils.clip_grad_norm_(expected, 1.5))
+    assert norm > 3
+    for found in both:
+        assert found["clipping"][0] == pytest.approx(norm, rel=1e-6)
+        for got, parameter in zip(found["clipping"][1], expected, strict=True):
+            torch.testing.assert_close(got, parameter.grad, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_checkpoint_of_another_recipe_is_refused(results, kind):
+    for found in results[2]:
+        assert "the checkpoint does not fit this recipe" in found["refused", kind]
