@@ -23,6 +23,13 @@ class MeanOfMeansRegime(SFTRegime):
         return self.score(batch).loss_sum / batch.index.numel()
 
 
+class PerRankRegime(SFTRegime):
+    """Forgets that gradients are averaged over processes."""
+
+    def normalise(self, loss_sum: torch.Tensor, pack: Pack) -> torch.Tensor:
+        return super().normalise(loss_sum, pack) / (1 + 4 * self.trainer.global_rank)
+
+
 class UnseededRegime(SFTRegime):
     """Draws from a source of its own."""
 

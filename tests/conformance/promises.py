@@ -22,7 +22,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule
+from dist import two_ranks
+from lightning.pytorch import Callback
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_reason.cli import door
@@ -200,6 +201,25 @@ def micro_batches_equal_one_batch(case: Case) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
+def in_two_processes(case: Case, options: list[str], strategies: tuple[str, ...]) -> dict[str, list[float]]:
+    """One process's part: `train/loss` by strategy; empty but on the first rank, which alone writes them."""
+    found = {}
+    for strategy in strategies:
+        spread = ["--trainer.devices=2", f"--trainer.strategy={strategy}", "--trainer.enable_checkpointing=false"]
+        found[strategy] = run(case, *options, *spread).curve
+    return found
+
+
+def two_processes_equal_one(case: Case, folder: Path) -> None:
+    """Not in `PROMISES`, for it costs more than they do: two micro-batches of one process, one each of two."""
+    options = [PLAIN, "--trainer.max_steps=3", "--data.batch_rows=4"]
+    alone = run(case, *options, "--trainer.accumulate_grad_batches=2").curve
+    first, second = two_ranks.run(in_two_processes, folder, case, options, ("ddp", "fsdp2"))
+    assert len(alone) == 3 and len(first) == 2
+    for strategy, curve in first.items():
+        assert curve == pytest.approx(alone, rel=1e-4), strategy
+
+
 # ---- repeating ----
 
 
@@ -321,11 +341,3 @@ def the_recipe_explains_itself_and_names_the_regime(case: Case) -> None:
     assert header_problems(Recipe(f"smoke/{case.name}", case.recipe, **header)) == []
     chosen = yaml.safe_load(case.recipe.read_text())["model"]["class_path"]
     assert chosen.rpartition(".")[2] == case.regime.__name__
-
-
-@promise
-def it_keeps_what_every_regime_inherits(case: Case) -> None:
-    """A regime that replaces these would break packing, exact normalisation or checkpoints behind the user's back."""
-    for name in ("configure_model", "normalise", "on_save_checkpoint", "on_load_checkpoint", "log_meter"):
-        assert getattr(case.regime, name) is getattr(Regime, name), name
-    assert issubclass(case.regime, LightningModule)

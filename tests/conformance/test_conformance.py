@@ -43,6 +43,11 @@ def test_promise(case, promise, request):
     promise(case)
 
 
+@pytest.mark.dist
+def test_two_processes_equal_one(case, tmp_path):
+    promises.two_processes_equal_one(case, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("regime", "broken"),
     [
@@ -66,3 +71,13 @@ def test_a_broken_promise_is_seen(regime, broken, smoke_folder, tmp_path):
         recipe.write_text(text.replace("max_steps: 24", "max_steps: 12"))
     with pytest.raises(AssertionError):
         broken(Case("broken", regime, recipe, smoke_folder, GOLDEN / "sft.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_processes_that_do_not_add_up_are_seen(smoke_folder, tmp_path):
+    recipe = tmp_path / "broken.yaml"
+    recipe.write_text((ROOT / "smoke/sft.yaml").read_text().replace("SFTRegime", "promise_breakers.PerRankRegime"))
+    with pytest.raises(AssertionError, match="ddp"):
+        regime = promise_breakers.PerRankRegime
+        promises.two_processes_equal_one(Case("broken", regime, recipe, smoke_folder, GOLDEN / "sft.json"), tmp_path)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from promises import PROMISES, Case, find_regimes, own_settings, write_golden
+from promises import PROMISES, Case, find_regimes, own_settings, two_processes_equal_one, write_golden
 
 from lit_reason.cli import door
 from lit_reason.core.regime import Regime
@@ -31,6 +31,12 @@ def case(smoke_folder, tmp_path_factory) -> Case:
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda check: check.__name__)
 def test_promise(case, promise):
     promise(case)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_two_processes_equal_one(case, tmp_path):
+    two_processes_equal_one(case, tmp_path)
 
 
 def test_its_own_settings_are_among_the_checked(case):
