@@ -99,8 +99,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     lm.to("cuda" if torch.cuda.is_available() else "cpu")
     options["max_length"] = min(options["max_length"], lm.max_length or options["max_length"])
     rows, skipped = _read(options, tokenizer)
-    if not rows:
-        raise UserError(f"edges: no usable row in {options['file']}: {_counts(skipped) or 'it is empty'}")
     found = report(_measure(lm, rows, options["batch_tokens"]))
     print(table(found))
     if skipped:
@@ -117,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _read(options: dict[str, Any], tokenizer: Any) -> tuple[list[EdgeRow], Counter[str]]:
-    """The first usable rows of the file, and why others were passed over on the way."""
+    """The first usable rows of the file, at least one, and why others were passed over on the way."""
     from tqdm import tqdm
 
     from lit_reason.core.edges import edge_row
@@ -135,6 +133,7 @@ def _read(options: dict[str, Any], tokenizer: Any) -> tuple[list[EdgeRow], Count
     renderer = Renderer(tokenizer, RenderConfig(train_on="last", turn_text=options["turn_text"]))
     rows: list[EdgeRow] = []
     skipped: Counter[str] = Counter()
+    first = ""
     unreadable = Quarantine(None, max_bad_rows=100)
     with tqdm(total=options["limit"], desc="read", unit=" rows", disable=None, delay=1, leave=False) as bar:
         for row_id, record in read_records(options["file"], unreadable):
@@ -145,6 +144,7 @@ def _read(options: dict[str, Any], tokenizer: Any) -> tuple[list[EdgeRow], Count
                 row = edge_row(conversation, renderer)
             except RowError as error:
                 skipped[str(error).split(":", 1)[0]] += 1
+                first = first or f"\n  {row_id}: {error}"
                 continue
             if len(row.ids) > options["max_length"]:
                 skipped[f"longer than {options['max_length']} tokens"] += 1
@@ -153,7 +153,10 @@ def _read(options: dict[str, Any], tokenizer: Any) -> tuple[list[EdgeRow], Count
             bar.update()
             if len(rows) == options["limit"]:
                 break
-    return rows, skipped + unreadable.counts
+    skipped += unreadable.counts
+    if not rows:
+        raise UserError(f"edges: no usable row in {options['file']}: {_counts(skipped) or 'it is empty'}{first}")
+    return rows, skipped
 
 
 def _measure(lm: LanguageModel, rows: list[EdgeRow], batch_tokens: int) -> list[Any]:
@@ -178,11 +181,11 @@ def table(found: EdgeReport) -> str:
     """
     from lit_reason.core.edges import ENOUGH
 
-    lines = [f"{'given':<16}{'tokens':>8}{'NLL':>9}{'drop':>9}  {'95 % interval':<18}{'HSIC':>9}{'normalised':>12}"]
+    lines = [f"{'given':<16}{'tokens':>8}{'NLL':>9}{'drop':>9}  {'95 % interval':<20}{'HSIC':>9}{'normalised':>12}"]
     lines.append(f"{'prompt':<16}{'':>8}{found.nll_prompt:>9.4f}")
     for name, part in found.parts.items():
         interval = f"{part.drop_low:.4f} .. {part.drop_high:.4f}"
-        line = f"{'prompt + ' + name:<16}{part.tokens:>8.1f}{part.nll:>9.4f}{part.drop:>9.4f}  {interval:<18}"
+        line = f"{'prompt + ' + name:<16}{part.tokens:>8.1f}{part.nll:>9.4f}{part.drop:>9.4f}  {interval:<20}"
         if part.hsic is not None:
             line += f"{part.hsic:>9.5f}{part.hsic_normalised:>12.3f}"
         lines.append(line.rstrip())

@@ -257,7 +257,7 @@ def report(traces: Iterable[TraceEdges], *, level: float = 0.95, seed: int = 0) 
     parts = {}
     for given, name in enumerate(GIVEN[1:], 1):
         drop = nll[:, 0] - nll[:, given]
-        low, high = bootstrap_ratio(drop, solution, level=level, seed=seed)
+        low, high = bootstrap_ratio(drop.tolist(), solution.tolist(), level=level, seed=seed)
         near = dependence(pooled[given - 1], pooled[_SOLUTION]) if name in PARTS else None
         parts[name] = PartFigures(
             tokens=float(tokens[:, given - 1 if near else -1].mean()),
