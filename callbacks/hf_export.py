@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_reason.core.run_folder import run_folder
 from lit_reason.errors import UserError
+from lit_reason.strategies.sharding import gather
 
 
 class HFExport(Callback):
@@ -35,43 +36,48 @@ class HFExport(Callback):
         """Find out before training, not after it, that the export cannot work.
 
         Raises:
-            UserError: `which="best"` without a monitoring `ModelCheckpoint`, or sharded weights.
+            UserError: `which="best"` without a monitoring `ModelCheckpoint` or with sharded weights.
         """
         if self.which == "best" and monitoring_checkpoint(trainer) is None:
             raise UserError(
                 'HFExport.which is "best", but no ModelCheckpoint of this run monitors a metric: '
                 'give one `monitor` (for example "val/loss"), or set which to "last"'
             )
-        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
-            raise UserError(
-                "HFExport cannot gather weights that the strategy shards over processes: "
-                "leave it out and convert a checkpoint after training"
-            )
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise UserError("HFExport cannot gather what strategy fsdp shards: use `trainer.strategy: fsdp2`")
+        if self.which == "best" and isinstance(trainer.strategy, ModelParallelStrategy):
+            raise UserError('HFExport.which is "best", which sharded weights do not have; set it to "last"')
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export; the last moment, when every checkpoint of the run is on disk."""
         target = run_folder(trainer) / self.folder  # asks all processes for the folder, so not on rank 0 alone
+        regime: Any = pl_module
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            whole = gather(regime.lm)  # all processes together
+            if whole is not None:
+                self._export(whole, regime.tokenizer, target)
+            return
         if not trainer.is_global_zero:
             return
         best = best_checkpoint(trainer) if self.which == "best" else None
         if self.which == "best" and best is None:
             rank_zero_warn("No checkpoint was ever scored in this run: HFExport writes the last weights instead.")
         if best is None:
-            self._export(pl_module, target)
+            self._export(regime.lm, regime.tokenizer, target)
             return
         weights = checkpoint_weights(best)
         # Only what the checkpoint replaces: with an adapter, a large frozen base is left alone.
         kept = {name: v.detach().cpu().clone() for name, v in pl_module.state_dict().items() if name in weights}
         try:
             pl_module.load_state_dict(weights, strict=pl_module.strict_loading)
-            self._export(pl_module, target)
+            self._export(regime.lm, regime.tokenizer, target)
         finally:
             pl_module.load_state_dict(kept, strict=pl_module.strict_loading)
 
-    def _export(self, regime: Any, target: Path) -> None:
+    def _export(self, lm: Any, tokenizer: Any, target: Path) -> None:
         from lit_reason.models.export import export_model
 
-        export_model(regime.lm, regime.tokenizer, target, merge=self.merge)
+        export_model(lm, tokenizer, target, merge=self.merge)
         rank_zero_info(f"Exported the model to {target}")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from lit_reason.errors import UserError
@@ -55,6 +56,23 @@ def shard(lm: LanguageModel, device_mesh: DeviceMesh) -> None:
     # Training runs the backbone alone, without the forward of the model around it, where the hooks are.
     base.run_backbone = types.MethodType(_run_backbone, base)
     register_fsdp_forward_method(base, "run_backbone")
+
+
+def gather(lm: LanguageModel) -> LanguageModel | None:
+    """A whole copy of a sharded model in the main memory of the first process. All processes call this together.
+
+    Args:
+        lm: the model, after `shard`.
+
+    Returns:
+        The copy, in training mode, on the first process; None on the others.
+    """
+    weights = get_model_state_dict(lm, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if torch.distributed.get_rank() != 0:
+        return None
+    copy = type(lm).load(lm.config)
+    copy.load_state_dict(weights)
+    return copy
 
 
 def _run_backbone(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lit_reason.callbacks.hf_export import HFExport
 from lit_reason.callbacks.verified_generation import VerifiedGeneration
 from lit_reason.cli.door import main
 from lit_reason.core.metrics_log import read_metrics
@@ -66,7 +67,9 @@ def train(folder: Path, run: Path, case: str, ckpt_path: Path | None = None, **s
     sampling = SamplingConfig(max_new_tokens=6, samples=2, temperature=1.0, batch_size=4)
     answers = VerifiedGeneration(limit=3, at_end=True, sampling=sampling)
     saver = ModelCheckpoint(run / "checkpoints", every_n_train_steps=2, save_top_k=-1, filename="{step}")
-    cli = fit(folder, run, [watch, answers, saver], ckpt_path, **{**CASES[case], **settings})
+    cli = fit(
+        folder, run, [watch, answers, saver, HFExport(str(run / "export"))], ckpt_path, **{**CASES[case], **settings}
+    )
     log = Path(cli.trainer.log_dir) / "metrics.csv"
     return {
         "losses": [value for _, value in read_metrics(log).points("train/loss")] if cli.trainer.is_global_zero else [],
@@ -204,6 +207,15 @@ def test_a_consolidated_folder_and_a_gathered_file_resume_in_one_process(results
     if case != "lora":
         assert main(["consolidate", str(folder), str(out)]) == 2 and "exists already" in capsys.readouterr().err
     assert not list(base.glob(".*")) and not list(folder.parent.glob(".*"))  # nothing half done is left behind
+
+
+@pytest.mark.parametrize("case", ["rows", "tied", "lora"])
+def test_sharded_weights_are_exported_whole(results, case):
+    base = results[0]
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(base / run / case / "export") for run in ("fsdp2", "one"))
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=0, atol=2e-6, msg=name)
 
 
 def test_clipping_over_several_meshes_is_that_of_whole_gradients(results):
