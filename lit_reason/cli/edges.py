@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from lit_reason.models.language_model import LanguageModel
 
 EPILOG = """\
-Each trace is cut into thirds of its thoughts. The solution is scored given the prompt, the prompt and one third, and
-the prompt and the whole trace. `drop` is how many nats a solution token loses against the prompt alone, with a 95 %
-bootstrap interval over traces. `HSIC` compares mean last hidden states of a third and of the solution; it is 0 on
-average where they are independent. It is not the mutual information of the EPiC paper, whose estimator was not found.
+Each trace is cut into thirds of its thoughts. The solution is scored given the prompt, the prompt and one
+third, and the prompt and the whole trace. `drop` is how many nats a solution token loses against the prompt
+alone, with a 95 % bootstrap interval over traces. `HSIC` compares mean last hidden states of a third and of
+the solution; it is 0 on average where they are independent. It is not the mutual information of the EPiC
+paper, whose estimator was not found.
 
 Examples
   lit-reason edges traces.jsonl --model path/to/model
