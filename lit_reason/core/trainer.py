@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lit_reason.callbacks.rng_state import RngState
 from lit_reason.callbacks.step_boundary import StepBoundary
+from lit_reason.callbacks.stop_together import StopTogether
 from lit_reason.callbacks.verified_generation import VerifiedGeneration
 from lit_reason.core.checkpoint_io import WholeFileIO
 from lit_reason.core.metrics_file import MetricsFile
@@ -43,7 +44,7 @@ class ReasonTrainer(Trainer):
         savers = [c for c in given if isinstance(c, Checkpoint)]
         own = [] if any(isinstance(c, RngState) for c in given) else [RngState()]
         others = [c for c in given if c not in savers]
-        self.callbacks = [*others, *own, StepBoundary(), *savers]  # what saves comes last
+        self.callbacks = [*others, *own, StopTogether(), StepBoundary(), *savers]  # what saves comes last
 
     def fit(
         self,

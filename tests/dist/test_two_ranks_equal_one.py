@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from lit_reason.callbacks.hf_export import HFExport
 from lit_reason.callbacks.verified_generation import VerifiedGeneration
 from lit_reason.cli.door import main
 from lit_reason.core.metrics_log import read_metrics
+from lit_reason.core.resume import read_step
 from lit_reason.errors import UserError
 from lit_reason.rollout.config import SamplingConfig
 from lit_reason.strategies.clipping import clip_norm
@@ -98,6 +100,7 @@ def in_both(folder: Path) -> dict:
         if strategy == "fsdp2" and case == "rows":
             saved = folder / "one" / case / "checkpoints" / "step=2.ckpt"
             found["file of one", case] = train(folder, folder / "from_one" / case, case, saved, **settings)
+    found["stopped"] = stop_one_of_two(folder)
     found["clipping"] = clip_on_three_meshes()
     for kind, saved in (("folder", folder / "fsdp2"), ("file", folder / "one")):
         saved = saved / "rows" / "checkpoints" / "step=2.ckpt"
@@ -105,6 +108,24 @@ def in_both(folder: Path) -> dict:
             train(folder, folder / "refused", "lora", saved, trainer__strategy="fsdp2", trainer__devices=2)
         found["refused", kind] = str(refused.value)
     return found
+
+
+class Interrupt(Callback):
+    """The second process is told to stop while it computes its second batch; the first is told nothing."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == 1 and batch_idx == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop_one_of_two(folder: Path) -> int:
+    settings = {**CASES["rows"], "trainer__strategy": "fsdp2", "trainer__devices": 2, "trainer__max_steps": 20}
+    saver = ModelCheckpoint(folder / "stopped", save_on_exception=True, filename="{step}", every_n_train_steps=50)
+    with pytest.raises(SystemExit) as stop:
+        fit(folder, folder / "stopped", [Interrupt(), saver], **settings)
+    assert type(stop.value).__name__ == "SIGTERMException"
+    (saved,) = [path for path in (folder / "stopped").iterdir() if path.suffix == ".ckpt"]
+    return read_step(saved)
 
 
 def gradients() -> list[torch.Tensor]:
@@ -216,6 +237,10 @@ def test_sharded_weights_are_exported_whole(results, case):
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     for name, value in theirs.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value, rtol=0, atol=2e-6, msg=name)
+
+
+def test_a_signal_to_one_process_stops_and_saves_both_after_the_same_step(results):
+    assert [found["stopped"] for found in results[2]] == [2, 2]
 
 
 def test_clipping_over_several_meshes_is_that_of_whole_gradients(results):
