@@ -83,9 +83,7 @@ def bigram_llama(table: dict[str, dict[str, float]], *, context: int = 128) -> L
         for last, word in enumerate(WORDS):
             for follower, p in table.get(word, {"<eos>": 1.0}).items():
                 logp[WORDS.index(follower), last] = math.log(p) if p > 0 else -1e4
-        norm = math.sqrt(
-            1 / (1 / 32 + model.config.rms_norm_eps)
-        )  # what the final norm makes of a one-hot vector
+        norm = math.sqrt(1 / (1 / 32 + model.config.rms_norm_eps))  # what the final norm makes of a one-hot vector
         model.lm_head.weight.zero_()[:, :vocab] = logp / norm
     return model
 

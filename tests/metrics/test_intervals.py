@@ -38,9 +38,7 @@ def test_wilson_ends_are_where_the_score_test_turns(pair, level):
     assert 0 <= low <= successes / n <= high <= 1
     for end in (low, high):
         if 0 < end < 1:
-            assert abs(successes / n - end) == pytest.approx(
-                z * math.sqrt(end * (1 - end) / n), rel=1e-6, abs=1e-9
-            )
+            assert abs(successes / n - end) == pytest.approx(z * math.sqrt(end * (1 - end) / n), rel=1e-6, abs=1e-9)
     assert (low == 0 or successes > 0) and (high == 1 or successes < n)
     mirrored = wilson(n - successes, n, level)
     assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=1e-12)

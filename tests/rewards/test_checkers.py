@@ -121,9 +121,7 @@ def test_unknown_checkers_are_refused_with_a_near_match(spec, message, tmp_path,
 
 def write_checks(folder, monkeypatch):
     (folder / "my_checks.py").write_text(
-        "LIMIT = 3\n"
-        "def is_even(text, answer, metadata):\n"
-        "    return int(text) % metadata.get('modulus', 2) == 0\n"
+        "LIMIT = 3\ndef is_even(text, answer, metadata):\n    return int(text) % metadata.get('modulus', 2) == 0\n"
     )
     (folder / "broken_checks.py").write_text("import a_package_that_is_not_there\n")
     monkeypatch.chdir(folder)
