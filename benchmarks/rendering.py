@@ -1,6 +1,6 @@
 """Render every row of some files with a model's own template, and count what is wrong.
 
-    python -m benchmarks.rendering FILE ... --model FOLDER
+python -m benchmarks.rendering FILE ... --model FOLDER
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from benchmarks.record import record
 from lit_reason.data.datamodule import TraceData
+from lit_reason.data.inspection.xray_scan import Scan
 from lit_reason.data.token_row import SEGMENT_NAMES
-from lit_reason.data.xray_scan import Scan
 from lit_reason.models.config import ModelConfig
 from lit_reason.models.loading import load_tokenizer
 

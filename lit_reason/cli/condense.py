@@ -21,10 +21,10 @@ from lit_reason.data.config import CondenseConfig
 from lit_reason.errors import RowError, UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from lit_reason.data.condense import Condenser
+    from lit_reason.data.condensation.condense import Condenser
     from lit_reason.data.conversation import Conversation
-    from lit_reason.data.records import Quarantine
-    from lit_reason.data.row_files import Put
+    from lit_reason.data.reading.records import Quarantine
+    from lit_reason.data.reading.row_files import Put
 
 APPROXIMATE = "approximate tokens (runs of up to 6 letters, single digits, single other characters)"
 EPILOG = """\
@@ -172,9 +172,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             "condense: a file cannot say that no end token may follow the cut, so strategy 'truncate' works "
             "in training only: lit-reason fit ... --data.condense.strategy truncate"
         )
-    from lit_reason.data.condense import Condenser
-    from lit_reason.data.records import Quarantine
-    from lit_reason.data.row_files import complete_or_absent, row_writer
+    from lit_reason.data.condensation.condense import Condenser
+    from lit_reason.data.reading.records import Quarantine
+    from lit_reason.data.reading.row_files import complete_or_absent, row_writer
 
     unit, count_tokens = _counter(options["model"])
     condenser = Condenser(config, count_tokens)
@@ -202,8 +202,8 @@ def _condense_rows(condenser: Condenser, source: str, quarantine: Quarantine, op
     """Every row of the source through the condenser; returns how many were written."""
     from tqdm import tqdm
 
-    from lit_reason.data.formats import to_conversation, write_back
-    from lit_reason.data.records import read_records
+    from lit_reason.data.reading.formats import to_conversation, write_back
+    from lit_reason.data.reading.records import read_records
 
     total = bytes_of(source)
     written = 0
@@ -249,7 +249,7 @@ def _beside(target: Path, name: str) -> Path:
 
 def _check_paths(source: str, target: Path, ledger_file: Path, overwrite: bool) -> None:
     """Refuse an output that is the input, cannot be written, or is there already."""
-    from lit_reason.data.row_files import row_suffix
+    from lit_reason.data.reading.row_files import row_suffix
 
     row_suffix(target)
     if not target.parent.is_dir():
@@ -279,6 +279,6 @@ def _counter(model: str | None) -> tuple[str, Callable[[str], int]]:
 
 def _versions() -> dict[str, Any]:
     from lit_reason import __version__
-    from lit_reason.data.thoughts import SEGMENTER_VERSION
+    from lit_reason.data.condensation.thoughts import SEGMENTER_VERSION
 
     return {"lit_reason": __version__, "segmenter_version": SEGMENTER_VERSION}

@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if skipped:
         print(f"skipped  {skipped.total():,} rows: {_counts(skipped)}")
     if out:
-        from lit_reason.data.row_files import complete_or_absent
+        from lit_reason.data.reading.row_files import complete_or_absent
 
         facts = {"file": options["file"], "model": options["model"], "segmenter": options["segmenter"]}
         facts |= {"min_chars": options["min_chars"], "skipped": dict(skipped)}
@@ -120,10 +120,10 @@ def _read(options: dict[str, Any], tokenizer: Any) -> tuple[list[EdgeRow], Count
     from tqdm import tqdm
 
     from lit_reason.core.edges import edge_row
-    from lit_reason.data.condense import Condenser
-    from lit_reason.data.formats import to_conversation
-    from lit_reason.data.records import Quarantine, read_records
-    from lit_reason.data.render import Renderer
+    from lit_reason.data.condensation.condense import Condenser
+    from lit_reason.data.reading.formats import to_conversation
+    from lit_reason.data.reading.records import Quarantine, read_records
+    from lit_reason.data.rendering.render import Renderer
 
     names = ("segmenter", "pattern", "min_chars")
     tokenizer.model_max_length = 10**9  # long rows are counted here, not warned about

@@ -20,7 +20,7 @@ from lit_reason.errors import UserError
 
 if TYPE_CHECKING:
     from lit_reason.data.datamodule import TraceData
-    from lit_reason.data.xray_scan import Picture, Scan
+    from lit_reason.data.inspection.xray_scan import Picture, Scan
 
 USAGE = """lit-reason inspect [FILE] --config RECIPE [--rows N] [--html PAGE] [--key.subkey VALUE ...]
        lit-reason inspect FILE --model FOLDER [--rows N] [--html PAGE] [--strategy epic --tau 0.5 ...]"""
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options, data = _of_file(argv)
     if options["html"]:
         _check_page(Path(options["html"]))
-    from lit_reason.data.xray_scan import Scan
+    from lit_reason.data.inspection.xray_scan import Scan
 
     scan = Scan(data, options.get("split", "train"))
     screen = Screen(data.renderer, full=options["full"])

@@ -9,10 +9,10 @@ from lit_reason.cli.inspect_text import by_segment, facts
 from lit_reason.core.plots import Figure, bar_plot
 from lit_reason.core.report import Passage, Piece, ReportData, Section, Table, Tile, clip, count, render_report, share
 from lit_reason.data.conversation import Trace
-from lit_reason.data.render import Renderer
+from lit_reason.data.inspection.xray import KINDS, Span, as_written, decoded, kept_thoughts, spans
+from lit_reason.data.inspection.xray_scan import Picture, Scan, Tally
+from lit_reason.data.rendering.render import Renderer
 from lit_reason.data.token_row import Segment, TokenRow
-from lit_reason.data.xray import KINDS, Span, as_written, decoded, kept_thoughts, spans
-from lit_reason.data.xray_scan import Picture, Scan, Tally
 
 COLOURS = {
     Segment.MARKER: "c4",

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TextIO
 from lit_reason.data.token_row import SEGMENT_NAMES, Segment
 
 if TYPE_CHECKING:
-    from lit_reason.data.render import Renderer
-    from lit_reason.data.xray import Span
-    from lit_reason.data.xray_scan import Picture, Scan, Tally
+    from lit_reason.data.inspection.xray import Span
+    from lit_reason.data.inspection.xray_scan import Picture, Scan, Tally
+    from lit_reason.data.rendering.render import Renderer
 
 # Select Graphic Rendition codes; colours only repeat what the words say.
 COLOURS = {
@@ -62,7 +62,7 @@ class Screen:
         Args:
             picture: as the scan gives it.
         """
-        from lit_reason.data.xray import decoded, kept_thoughts, spans
+        from lit_reason.data.inspection.xray import decoded, kept_thoughts, spans
 
         lines = []
         if picture.rows and not self.headed:
@@ -98,7 +98,7 @@ class Screen:
 
     def _unrendered(self, picture: Picture) -> Iterator[str]:
         """What the template makes of a record that it cannot write."""
-        from lit_reason.data.xray import as_written
+        from lit_reason.data.inspection.xray import as_written
 
         text = as_written(self.renderer, picture.conversation)
         head = "  as the template writes it"
@@ -141,7 +141,7 @@ class Screen:
         self._print("\n".join(lines))
 
     def _findings(self, tally: Tally) -> Iterator[str]:
-        from lit_reason.data.xray import KINDS
+        from lit_reason.data.inspection.xray import KINDS
 
         if not tally.failed:
             yield self._paint("32", f"  {self.mark_good} no findings")

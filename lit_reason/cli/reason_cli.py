@@ -223,7 +223,18 @@ class _NoAdvertising(logging.Filter):
         return not ("litlogger" in text or "litmodels" in text)
 
 
+# Warnings about the insides of lightning and transformers, or about what this project does on purpose.
+_NOT_FOR_USERS = (
+    ".*isinstance\\(treespec, LeafSpec\\).*",
+    "Total length of `list` across ranks is zero.*",  # no validation rows
+    ".*is_gradient_checkpointing. is deprecated.*",
+    ".*does not have many workers.*",  # rows come from a memory map
+)
+
+
 def _quiet_lightning() -> None:
+    for message in _NOT_FOR_USERS:
+        warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logger = logging.getLogger(name)
         if not any(isinstance(known, _NoAdvertising) for known in logger.filters):

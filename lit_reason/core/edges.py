@@ -19,7 +19,7 @@ import torch
 
 from lit_reason.data.conversation import Conversation, Trace
 from lit_reason.data.packing import Pack, fill_bins, pack_rows
-from lit_reason.data.render import Renderer
+from lit_reason.data.rendering.render import Renderer
 from lit_reason.data.token_row import Segment, TokenRow
 from lit_reason.errors import RowError, UserError
 from lit_reason.metrics.dependence import LEAST_SAMPLES, dependence

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch.distributed as dist
 from tqdm.auto import tqdm
 
-from lit_reason.data.markers import MARKERS, split_trace
+from lit_reason.data.condensation.markers import MARKERS, split_trace
 from lit_reason.data.prompts import EvalPrompt
 from lit_reason.errors import UserError
 from lit_reason.metrics.intervals import pass_at_k, wilson

@@ -21,7 +21,7 @@ from lit_reason.core.report import (
     duration,
     share,
 )
-from lit_reason.data.ledger import PARTS
+from lit_reason.data.condensation.ledger import PARTS
 from lit_reason.data.token_row import SEGMENT_NAMES
 
 SEGMENT_COLOURS = dict(zip(SEGMENT_NAMES, ("c8", "c8", "c1", "c5", "c3", "c2", "c4", "c7", "c6", "c1"), strict=True))

@@ -1,7 +1,7 @@
 """The datum before tokens: a conversation, its messages, and the trace of thoughts inside one of them.
 
-Every input format becomes a `Conversation` (data/formats.py); transforms such as condensation map a
-conversation to a conversation (data/condense.py); rendering turns it into a `TokenRow` (data/render.py).
+Every input format becomes a `Conversation` (data/reading); transforms such as condensation map a conversation to a
+conversation (data/condensation); rendering turns it into a `TokenRow` (data/rendering).
 """
 
 from __future__ import annotations

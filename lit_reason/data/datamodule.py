@@ -18,18 +18,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from lit_reason.core.run_folder import run_folder
-from lit_reason.data.answers import final_answer
 from lit_reason.data.cache import TokenStore, default_cache_folder, digest, file_digest, open_store
-from lit_reason.data.condense import Condenser
+from lit_reason.data.condensation.answers import final_answer
+from lit_reason.data.condensation.condense import Condenser
 from lit_reason.data.config import CondenseConfig, RenderConfig
-from lit_reason.data.contract import check_contract
 from lit_reason.data.conversation import Conversation
-from lit_reason.data.formats import to_conversation
 from lit_reason.data.loader import BinSampler, PackLoader
 from lit_reason.data.packing import Pack
 from lit_reason.data.prompts import EvalPrompt
-from lit_reason.data.records import Quarantine, read_records
-from lit_reason.data.render import Renderer
+from lit_reason.data.reading.formats import to_conversation
+from lit_reason.data.reading.records import Quarantine, read_records
+from lit_reason.data.rendering.contract import check_contract
+from lit_reason.data.rendering.render import Renderer
 from lit_reason.data.token_row import TokenRow
 from lit_reason.errors import RowError, UserError
 

@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from lit_reason.data.answers import stated_answer
+from lit_reason.data.condensation.answers import stated_answer
 from lit_reason.errors import UserError, did_you_mean
 from lit_reason.rewards.numbers import number_from_reference, number_from_solution
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from lit_reason.data.answers import stated_answer
+from lit_reason.data.condensation.answers import stated_answer
 
 _MAX_CHARS = 200  # a longer number is no answer to check; Python also refuses to read integers of 4300 digits
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"

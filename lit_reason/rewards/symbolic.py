@@ -7,7 +7,7 @@ import time
 from functools import lru_cache
 from typing import Any
 
-from lit_reason.data.answers import stated_answer
+from lit_reason.data.condensation.answers import stated_answer
 from lit_reason.errors import UserError
 
 TIMEOUT_S = 3

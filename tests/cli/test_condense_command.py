@@ -13,7 +13,7 @@ import pytest
 from lit_reason.cli import condense as command
 from lit_reason.cli.door import main as door
 from lit_reason.data.config import CondenseConfig
-from lit_reason.data.formats import to_conversation
+from lit_reason.data.reading.formats import to_conversation
 from lit_reason.errors import UserError
 
 TEN = [f"thought number {i} of all" for i in range(10)]

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from lit_reason.core import edges
-from lit_reason.data.condense import Condenser
+from lit_reason.data.condensation.condense import Condenser
 from lit_reason.data.config import CondenseConfig, RenderConfig
 from lit_reason.data.conversation import Trace
-from lit_reason.data.formats import to_conversation
-from lit_reason.data.render import Renderer
+from lit_reason.data.reading.formats import to_conversation
+from lit_reason.data.rendering.render import Renderer
 from lit_reason.errors import RowError, UserError
 from lit_reason.models.config import ModelConfig
 from lit_reason.models.language_model import LanguageModel

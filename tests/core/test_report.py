@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from lit_reason.core.plots import Curve, line_plot
 from lit_reason.core.report import (
     Interval,
+    Passage,
+    Piece,
     ReportData,
     Sample,
     Section,
@@ -28,7 +30,8 @@ def everything(text):
     figure = line_plot(text, [Curve(text, [(0, 1.0), (1, 2.0)])], unit=text, note=text, x_label=text)
     table = Table((text, text), [(text, None), (text, Interval(0.5, 0.4, 0.6)), (1, 2.5)], text, text)
     sample = Sample(text, text, True, text, text)
-    section = Section(text, text, [figure], [table], [sample], text)
+    passage = Passage(text, (text,), [Piece(text, text)], (text,))
+    section = Section(text, text, [figure], [table], [sample], [passage], text)
     return ReportData(
         text, (text,), "failed", text, text, [Tile(text, text, text)], [section], text
     )  # fmt: skip

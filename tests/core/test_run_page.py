@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lit_reason.core.metrics_log import MetricsLog, parse_metrics
 from lit_reason.core.report import Interval, Sample, render_report
 from lit_reason.core.run_page import RunFacts, accuracy, run_page
-from lit_reason.data.ledger import Ledger, TurnRecord
+from lit_reason.data.condensation.ledger import Ledger, TurnRecord
 from lit_reason.data.token_row import SEGMENT_NAMES
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_reason.data.answers import (
+from lit_reason.data.condensation.answers import (
     answer_follows,
     answer_in_trace,
     answer_start,

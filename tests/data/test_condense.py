@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_reason.data.condense import Condenser
+from lit_reason.data.condensation.condense import Condenser
+from lit_reason.data.condensation.ledger import Ledger, TurnRecord
+from lit_reason.data.condensation.markers import MARKERS
+from lit_reason.data.condensation.selection import BY_THOUGHT
 from lit_reason.data.config import CondenseConfig
 from lit_reason.data.conversation import Conversation, Message, Trace
-from lit_reason.data.ledger import Ledger, TurnRecord
-from lit_reason.data.markers import MARKERS
-from lit_reason.data.selection import BY_THOUGHT
-from lit_reason.data.turns import presplit_trace
+from lit_reason.data.reading.turns import presplit_trace
 from lit_reason.errors import RowError, UserError
 
 TEN = [f"thought number {i} of all" for i in range(10)]  # five words each

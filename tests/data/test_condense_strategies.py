@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_reason.data.condense import Condenser
+from lit_reason.data.condensation.condense import Condenser
+from lit_reason.data.condensation.markers import split_trace
+from lit_reason.data.condensation.selection import BY_THOUGHT
+from lit_reason.data.condensation.thoughts import segment
 from lit_reason.data.config import CondenseConfig
 from lit_reason.data.conversation import Conversation, Message, Trace
-from lit_reason.data.markers import split_trace
-from lit_reason.data.selection import BY_THOUGHT
-from lit_reason.data.thoughts import segment
 from lit_reason.errors import UserError
 
 A, B, C, D, E = (f"thought number {name}" for name in ("one", "two", "three", "four", "five"))

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lit_reason.data.config import RenderConfig
-from lit_reason.data.contract import check_contract, probe_conversations
 from lit_reason.data.conversation import Conversation, Message
-from lit_reason.data.render import Renderer
+from lit_reason.data.rendering.contract import check_contract, probe_conversations
+from lit_reason.data.rendering.render import Renderer
 from lit_reason.data.token_row import Segment
 from lit_reason.errors import UserError
 

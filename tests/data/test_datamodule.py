@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 from lit_reason.data.config import CondenseConfig, RenderConfig
 from lit_reason.data.datamodule import TraceData
-from lit_reason.data.formats import to_conversation
-from lit_reason.data.render import Renderer
+from lit_reason.data.reading.formats import to_conversation
+from lit_reason.data.rendering.render import Renderer
 from lit_reason.errors import UserError
 
 SHORT = {"min_tokens": 0, "min_chars": 1}

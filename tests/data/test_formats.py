@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_reason.data.conversation import Trace
-from lit_reason.data.formats import FORMATS, detect_format, to_conversation, write_back
-from lit_reason.data.turns import REASONING_KEYS, ROLE_NAMES
+from lit_reason.data.reading.formats import FORMATS, detect_format, to_conversation, write_back
+from lit_reason.data.reading.turns import REASONING_KEYS, ROLE_NAMES
 from lit_reason.errors import RowError, UserError
 
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_reason.data.condensation.likelihood import load_scorer, prune_tokens, window_nll
+from lit_reason.data.condensation.teacher import load_teacher
 from lit_reason.data.conversation import Trace
-from lit_reason.data.likelihood import load_scorer, prune_tokens, window_nll
-from lit_reason.data.teacher import load_teacher
 
 
 def trace_of(*thoughts):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_reason.data.markers import MARKERS, split_trace
+from lit_reason.data.condensation.markers import MARKERS, split_trace
 
 OPEN, CLOSE = MARKERS[0]
 FRAGMENTS = st.lists(

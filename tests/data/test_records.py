@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_reason.data import pieces
-from lit_reason.data.records import Quarantine, read_records
-from lit_reason.data.tables import hub_id
+from lit_reason.data.reading import pieces
+from lit_reason.data.reading.records import Quarantine, read_records
+from lit_reason.data.reading.tables import hub_id
 from lit_reason.errors import RowError, UserError
 
 ROWS = [{"text": "a"}, {"text": 'ü\u2028 [{]},\\" b', "n": [1, {"x": None}]}, {"text": "c\nd"}]

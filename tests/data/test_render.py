@@ -11,11 +11,11 @@ from tiny_tokenizer import END_OF, build_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lit_reason.data.chat_template import TemplateMismatch
+from lit_reason.data.condensation.thoughts import stage
 from lit_reason.data.config import RenderConfig
 from lit_reason.data.conversation import Conversation, Message, Trace
-from lit_reason.data.render import Renderer
-from lit_reason.data.thoughts import stage
+from lit_reason.data.rendering.chat_template import TemplateMismatch
+from lit_reason.data.rendering.render import Renderer
 from lit_reason.data.token_row import Segment
 from lit_reason.errors import RowError, UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_reason.data.row_files import complete_or_absent, row_suffix, row_writer
+from lit_reason.data.reading.row_files import complete_or_absent, row_suffix, row_writer
 from lit_reason.errors import UserError
 
 ROWS = [{"a": "é\n", "n": 1}, {"a": "", "n": None}]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_reason.data.selection import (
+from lit_reason.data.condensation.selection import (
     BY_THOUGHT,
     budget_count,
     edge_counts,

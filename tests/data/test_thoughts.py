@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_reason.data.thoughts import (
+from lit_reason.data.condensation.thoughts import (
     MATH_SPAN,
     giant,
     guarded_spans,

@@ -9,14 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_tokenizer import END_OF, build_tokenizer
 
-from lit_reason.data import xray_scan
 from lit_reason.data.config import CondenseConfig, RenderConfig
 from lit_reason.data.conversation import Conversation, Message, Trace
 from lit_reason.data.datamodule import TraceData
-from lit_reason.data.render import Renderer
+from lit_reason.data.inspection import xray_scan
+from lit_reason.data.inspection.xray import (
+    KINDS,
+    Finding,
+    answer_finding,
+    as_written,
+    decoded,
+    examine,
+    kept_thoughts,
+    spans,
+)
+from lit_reason.data.inspection.xray_scan import EXAMPLES, Scan, Tally
+from lit_reason.data.rendering.render import Renderer
 from lit_reason.data.token_row import Segment, TokenRow
-from lit_reason.data.xray import KINDS, Finding, answer_finding, as_written, decoded, examine, kept_thoughts, spans
-from lit_reason.data.xray_scan import EXAMPLES, Scan, Tally
 from lit_reason.errors import RowError, UserError
 
 HEALTHY = [name for name in END_OF if name not in ("drops_thoughts", "doubles_think")]

@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_reason.data.condense import Condenser
+from lit_reason.data.condensation.condense import Condenser
 from lit_reason.data.config import CondenseConfig, RenderConfig
-from lit_reason.data.contract import check_contract
-from lit_reason.data.formats import to_conversation
-from lit_reason.data.render import Renderer
+from lit_reason.data.reading.formats import to_conversation
+from lit_reason.data.rendering.contract import check_contract
+from lit_reason.data.rendering.render import Renderer
 from lit_reason.data.token_row import Segment
 from lit_reason.rewards.checkers import get_checker
 from lit_reason.tasks import chain, search, student

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_reason.data.markers import MARKERS, MarkerPair
+from lit_reason.data.condensation.markers import MARKERS, MarkerPair
 from lit_reason.errors import RowError, UserError
 
 Render = Callable[..., str]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lit_reason.data.markers import split_trace
+from lit_reason.data.condensation.markers import split_trace
 
 Teacher = Callable[[str, str, int], str]
 """`teacher(question, trace, target_tokens)` gives a rewritten trace of about that many tokens."""

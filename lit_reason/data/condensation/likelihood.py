@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from lit_reason.data.condensation.selection import exact
 from lit_reason.data.conversation import Trace
-from lit_reason.data.selection import exact
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -36,7 +36,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lit_reason.data.adapters import (
+from lit_reason.data.conversation import Conversation, Message, Path
+from lit_reason.data.reading.adapters import (
     FORMATS,
     PROMPTS,
     QUESTIONS,
@@ -47,8 +48,7 @@ from lit_reason.data.adapters import (
     last_assistant,
     present,
 )
-from lit_reason.data.conversation import Conversation, Message, Path
-from lit_reason.data.turns import presplit_trace, read_tools, spell, text_of
+from lit_reason.data.reading.turns import presplit_trace, read_tools, spell, text_of
 from lit_reason.errors import EmptyMask, RowError, UserError, did_you_mean
 
 

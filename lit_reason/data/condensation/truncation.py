@@ -7,8 +7,8 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
 
+from lit_reason.data.condensation.selection import kept_count
 from lit_reason.data.conversation import Conversation, Message, Trace
-from lit_reason.data.selection import kept_count
 
 
 def truncate(conversation: Conversation, tau: float, count_tokens: Callable[[str], int]) -> Conversation | None:

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lit_reason.data import template_traits as probe
-from lit_reason.data.chat_template import TemplateMismatch, reasoning_parts
+from lit_reason.data.condensation.markers import MARKERS
 from lit_reason.data.conversation import Conversation, Message
-from lit_reason.data.markers import MARKERS
-from lit_reason.data.render import Renderer
-from lit_reason.data.template_traits import TemplateTraits
+from lit_reason.data.rendering import template_traits as probe
+from lit_reason.data.rendering.chat_template import TemplateMismatch, reasoning_parts
+from lit_reason.data.rendering.render import Renderer
+from lit_reason.data.rendering.template_traits import TemplateTraits
 from lit_reason.data.token_row import Segment, TokenRow
 from lit_reason.errors import RowError, UserError
 

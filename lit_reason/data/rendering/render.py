@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from lit_reason.data.chat_template import ChatTemplate, TemplateMismatch, reasoning_parts
+from lit_reason.data.condensation.markers import MARKERS
 from lit_reason.data.config import RenderConfig
 from lit_reason.data.conversation import Conversation, Message
-from lit_reason.data.markers import MARKERS
-from lit_reason.data.stop_tokens import choose_pad_id, known_stop_ids
-from lit_reason.data.template_traits import TemplateTraits
-from lit_reason.data.text_encoder import Encoded, TextEncoder
+from lit_reason.data.rendering.chat_template import ChatTemplate, TemplateMismatch, reasoning_parts
+from lit_reason.data.rendering.stop_tokens import choose_pad_id, known_stop_ids
+from lit_reason.data.rendering.template_traits import TemplateTraits
+from lit_reason.data.rendering.text_encoder import Encoded, TextEncoder
+from lit_reason.data.rendering.turn_layout import Piece, TurnLayout, lay_out
 from lit_reason.data.token_row import DECILE_NONE, SEGMENT_NAMES, Segment, TokenRow
-from lit_reason.data.turn_layout import Piece, TurnLayout, lay_out
 from lit_reason.errors import EmptyMask, RowError, UserError, did_you_mean
 
 RENDER_VERSION = 1  # part of `fingerprint`: raise when the same conversation would give other rows

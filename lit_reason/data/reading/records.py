@@ -1,6 +1,6 @@
 """Records from files and data sets, one at a time, and the quarantine for those that cannot be used.
 
-Everything streams, JSON lists too (data/pieces.py): no more than a row or two of a file are in memory.
+Everything streams, JSON lists too (data/reading/pieces.py): no more than a row or two of a file are in memory.
 
 | source | records |
 |---|---|
@@ -29,8 +29,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from lit_reason.data.pieces import DamagedFile, Piece, lines, list_items, paragraphs
-from lit_reason.data.tables import hub_id, parquet_rows, saved_rows
+from lit_reason.data.reading.pieces import DamagedFile, Piece, lines, list_items, paragraphs
+from lit_reason.data.reading.tables import hub_id, parquet_rows, saved_rows
 from lit_reason.errors import RowError, UserError, did_you_mean
 
 Record = dict[str, Any]

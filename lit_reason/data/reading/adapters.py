@@ -1,6 +1,6 @@
 """How each known data set format is read: one function a format, and the table `FORMATS` over them.
 
-Users of the table go through data/formats.py, whose docstring lists the formats and their fields.
+Users of the table go through data/reading/formats.py, whose docstring lists the formats and their fields.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lit_reason.data.conversation import Message, Path
-from lit_reason.data.turns import is_missing, read_reasoning, read_turn, read_turns, text_of
+from lit_reason.data.reading.turns import is_missing, read_reasoning, read_turn, read_turns, text_of
 from lit_reason.errors import RowError, did_you_mean
 
 Record = dict[str, Any]

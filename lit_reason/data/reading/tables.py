@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lit_reason.errors import RowError, UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from lit_reason.data.records import Quarantine
+    from lit_reason.data.reading.records import Quarantine
 
 Record = dict[str, Any]
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from lit_reason.data.thoughts import sentence_starts
+from lit_reason.data.condensation.thoughts import sentence_starts
 
 _BRACES = re.compile(r"\\(?P<box>boxed|fbox)[ \t]*\{|\\.|[{}]", re.DOTALL)
 _STATED = re.compile(

@@ -11,14 +11,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 
-from lit_reason.data.answers import answer_in_trace
-from lit_reason.data.condense_rules import check_config
-from lit_reason.data.config import CondenseConfig
-from lit_reason.data.conversation import Conversation, Message, Trace
-from lit_reason.data.ledger import Ledger, TurnRecord
-from lit_reason.data.likelihood import Scorer, load_scorer, prune_tokens
-from lit_reason.data.markers import TraceText
-from lit_reason.data.selection import (
+from lit_reason.data.condensation.answers import answer_in_trace
+from lit_reason.data.condensation.condense_rules import check_config
+from lit_reason.data.condensation.ledger import Ledger, TurnRecord
+from lit_reason.data.condensation.likelihood import Scorer, load_scorer, prune_tokens
+from lit_reason.data.condensation.markers import TraceText
+from lit_reason.data.condensation.selection import (
     BY_THOUGHT,
     budget_count,
     edge_strategy,
@@ -27,10 +25,10 @@ from lit_reason.data.selection import (
     least_kept,
     taking_order,
 )
-from lit_reason.data.teacher import Teacher, load_teacher
-from lit_reason.data.thoughts import giant, segment, split_giant
-from lit_reason.data.truncation import truncate
-from lit_reason.data.turn_trace import (
+from lit_reason.data.condensation.teacher import Teacher, load_teacher
+from lit_reason.data.condensation.thoughts import giant, segment, split_giant
+from lit_reason.data.condensation.truncation import truncate
+from lit_reason.data.condensation.turn_trace import (
     RowDropped,
     TurnPlan,
     find_trace,
@@ -40,6 +38,8 @@ from lit_reason.data.turn_trace import (
     whole_trace,
     without_trace,
 )
+from lit_reason.data.config import CondenseConfig
+from lit_reason.data.conversation import Conversation, Message, Trace
 from lit_reason.errors import RowError, UserError
 
 _FROM_TEXT = ("paragraph", "cue", "paragraph+cue")

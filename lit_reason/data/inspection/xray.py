@@ -14,15 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lit_reason.data.answers import answer_follows, final_answer
-from lit_reason.data.chat_template import TemplateMismatch, reasoning_parts
-from lit_reason.data.contract import RULES, breaches, supervised_stretches
+from lit_reason.data.condensation.answers import answer_follows, final_answer
+from lit_reason.data.condensation.markers import MARKERS, TraceText
+from lit_reason.data.condensation.turn_trace import find_trace
 from lit_reason.data.conversation import Conversation, Message, Trace
-from lit_reason.data.markers import MARKERS, TraceText
-from lit_reason.data.render import Renderer
-from lit_reason.data.template_traits import opened_marker
+from lit_reason.data.rendering.chat_template import TemplateMismatch, reasoning_parts
+from lit_reason.data.rendering.contract import RULES, breaches, supervised_stretches
+from lit_reason.data.rendering.render import Renderer
+from lit_reason.data.rendering.template_traits import opened_marker
 from lit_reason.data.token_row import SEGMENT_NAMES, Segment, TokenRow
-from lit_reason.data.turn_trace import find_trace
 from lit_reason.errors import EmptyMask, RowError
 
 # Kinds of findings, in the order in which they are told.

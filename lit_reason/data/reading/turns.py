@@ -1,6 +1,6 @@
 """One turn of a record, in any of the spellings found in the wild, as a `Message`.
 
-Shared by the adapters in data/formats.py. Every problem is a `RowError` that says where in the row it lies
+Shared by the adapters in data/reading/formats.py. Every problem is a `RowError` that says where in the row it lies
 (`messages[2].content`), so that the quarantine file can be read without opening the data.
 """
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lit_reason.data.chat_template import TemplateMismatch, answer_inside, opening_of, reasoning_parts
+from lit_reason.data.condensation.markers import MARKERS, MarkerPair, TraceText
+from lit_reason.data.condensation.thoughts import stage
 from lit_reason.data.conversation import Message
-from lit_reason.data.markers import MARKERS, MarkerPair, TraceText
-from lit_reason.data.template_traits import opened_marker
-from lit_reason.data.thoughts import stage
+from lit_reason.data.rendering.chat_template import TemplateMismatch, answer_inside, opening_of, reasoning_parts
+from lit_reason.data.rendering.template_traits import opened_marker
 from lit_reason.data.token_row import DECILE_NONE, Segment
 from lit_reason.errors import RowError
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from lit_reason.data.condense import Condenser
-from lit_reason.data.contract import check_contract
+from lit_reason.data.condensation.condense import Condenser
 from lit_reason.data.conversation import Conversation
 from lit_reason.data.datamodule import Split, TraceData
-from lit_reason.data.formats import to_conversation
-from lit_reason.data.records import Quarantine, Record, read_records
+from lit_reason.data.inspection.xray import KINDS, Finding, examine
+from lit_reason.data.reading.formats import to_conversation
+from lit_reason.data.reading.records import Quarantine, Record, read_records
+from lit_reason.data.rendering.contract import check_contract
 from lit_reason.data.token_row import SEGMENT_NAMES, TokenRow
-from lit_reason.data.xray import KINDS, Finding, examine
 from lit_reason.errors import EmptyMask, RowError, UserError
 
 EXAMPLES = 5  # findings of each kind that are kept in words

@@ -8,9 +8,9 @@ from typing import Any
 
 import jinja2
 
+from lit_reason.data.condensation.markers import MARKERS, TraceText, split_trace
 from lit_reason.data.conversation import Message
-from lit_reason.data.markers import MARKERS, TraceText, split_trace
-from lit_reason.data.template_traits import opened_marker, probe_template
+from lit_reason.data.rendering.template_traits import opened_marker, probe_template
 from lit_reason.errors import RowError, UserError
 
 

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from lit_reason.data.answers import answer_start, answers_match
+from lit_reason.data.condensation.answers import answer_start, answers_match
+from lit_reason.data.condensation.markers import TraceText, split_trace
 from lit_reason.data.conversation import Message, Trace
-from lit_reason.data.markers import TraceText, split_trace
 
 
 def find_trace(message: Message) -> TraceText | None:

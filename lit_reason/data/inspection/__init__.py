@@ -1,0 +1,1 @@
+"""Rows as the loss sees them, and what is wrong with them."""

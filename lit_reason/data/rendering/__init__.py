@@ -1,0 +1,1 @@
+"""From conversations to token rows by the model's own chat template, and the contract that template must keep."""
