@@ -23,15 +23,18 @@ class SegmentMeter(Metric):
     hits: torch.Tensor
     in_decile: torch.Tensor
     decile_nll: torch.Tensor
+    decile_entropy: torch.Tensor
+    decile_hits: torch.Tensor
     weighted_nll: torch.Tensor
     weight: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
         n = len(SEGMENT_NAMES)
-        for name, size in [("count", n), ("nll", n), ("entropy", n), ("hits", n), ("in_decile", DECILES)]:
-            self.add_state(name, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("decile_nll", torch.zeros(DECILES, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("count", "nll", "entropy", "hits"):
+            self.add_state(name, torch.zeros(n, dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("in_decile", "decile_nll", "decile_entropy", "decile_hits"):
+            self.add_state(name, torch.zeros(DECILES, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("weighted_nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("weight", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
@@ -63,11 +66,13 @@ class SegmentMeter(Metric):
         where = decile.clamp(min=0).long()
         self.in_decile.index_add_(0, where, thought)
         self.decile_nll.index_add_(0, where, nll * thought)
+        self.decile_entropy.index_add_(0, where, entropy.detach().double() * thought)
+        self.decile_hits.index_add_(0, where, hit.double() * thought)
         self.weighted_nll += (nll * weight).sum()
         self.weight += weight.sum()
 
     def compute(self) -> dict[str, torch.Tensor]:
-        """`loss`, `entropy`, `accuracy`, each also as `<name>_<segment>`, and `loss_decile_<d>`; NaN-free."""
+        """`loss`, `entropy`, `accuracy`, each also as `<name>_<segment>` and `<name>_decile_<d>`; NaN-free."""
         total = self.count.sum()
         out = {
             "loss": self.weighted_nll / self.weight,
@@ -83,4 +88,6 @@ class SegmentMeter(Metric):
         for d, count in enumerate(self.in_decile.tolist()):
             if count:
                 out[f"loss_decile_{d}"] = self.decile_nll[d] / self.in_decile[d]
+                out[f"entropy_decile_{d}"] = self.decile_entropy[d] / self.in_decile[d]
+                out[f"accuracy_decile_{d}"] = self.decile_hits[d] / self.in_decile[d]
         return {name: value.float() for name, value in out.items()} if total > 0 else {}
