@@ -37,7 +37,8 @@ class ModelConfig:
         config: fields of a Hugging Face config, `model_type` among them, to start from random weights.
         tokenizer: folder, `.gguf` file or hub id of the tokenizer; default: beside the model.
         chat_template: a `.jinja` file that replaces the tokenizer's own chat template.
-        dtype: weights and computation; `auto` is float32 on a CPU and bfloat16 on a GPU that has it.
+        dtype: weights and computation; `auto` is float32 on a CPU and bfloat16 on a GPU that has it. To train all
+            weights on a GPU, prefer float32 with `trainer.precision: bf16-mixed`: bfloat16 weights lose small updates.
         attention: attention back end. `auto` takes the fastest that isolates packed rows on this device;
             `documents` runs SDPA row by row; `sdpa`, `eager` and `flex` use a block mask; `varlen` needs CUDA.
         adapter: train a low-rank adapter instead of all weights.
