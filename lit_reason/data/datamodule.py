@@ -197,6 +197,10 @@ class TraceData(LightningDataModule):
     def _tell(self, split: str, store: TokenStore, quarantine: Path) -> None:
         bad = store.meta["bad_rows"]
         rank_zero_info(f"{split}: {len(store)} rows, {int(store.lengths.sum()):,} tokens ({store.folder})")
+        ledger = store.meta["condensation"]
+        if condensed := ledger["rows"].get("condensed"):
+            saved = ledger["predicted_time_saved"]
+            rank_zero_info(f"  condensed {condensed} of {sum(ledger['rows'].values())} rows: {saved:.0%} fewer tokens")
         for note in store.meta["notes"]:
             if note not in self._told:
                 rank_zero_info(f"  {note}")

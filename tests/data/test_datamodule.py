@@ -103,6 +103,15 @@ def test_fitted_rows_keep_edges_and_answer(make):
         assert f"the {question} ." in text and f"so {question} = " in text and text.endswith("<end>")
 
 
+def test_condensation_is_told_at_the_start(make, caplog):
+    with caplog.at_level("INFO"):
+        data = make(condense=CondenseConfig(strategy="epic", **SHORT))
+    whole, short = make().stores["train"].lengths.sum(), data.stores["train"].lengths.sum()
+    [line] = [r.message for r in caplog.records if "condensed" in r.message]
+    told = int(line.split("rows: ")[1].split("%")[0]) / 100
+    assert "of 40 rows" in line and told == pytest.approx(1 - short / whole, abs=0.08)
+
+
 def test_bad_rows_are_set_aside_with_their_reason(make, tmp_path):
     good = [json.dumps(trace_record(random.Random(i))) for i in range(5)]
     bad = ["{not json", "[1, 2]", b'{"messages": "\xff"}', '{"colour": "red"}', '{"messages": []}']
