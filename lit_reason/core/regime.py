@@ -127,9 +127,8 @@ class Regime(LightningModule):
         parts = tuple(f"{prefix}/{figure}_" for figure in ("loss", "entropy", "accuracy"))
         for key in [key for key, value in results.items() if value.meta.name.startswith(parts)]:
             del results[key]
-        shown = ("loss",)
-        self.log_dict({f"{prefix}/{k}": v for k, v in figures.items() if k in shown}, prog_bar=True, batch_size=1)
-        self.log_dict({f"{prefix}/{k}": v for k, v in figures.items() if k not in shown}, batch_size=1)
+        for figure, value in figures.items():
+            self.log(f"{prefix}/{figure}", value, prog_bar=figure == "loss", batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Log the training figures at the steps at which the trainer writes its logs.

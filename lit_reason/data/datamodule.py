@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
-import heapq
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -173,23 +173,29 @@ class TraceData(LightningDataModule):
         return self._held_out_ids
 
     def _draw_held_out(self) -> frozenset[str]:
-
-        def keys() -> Iterator[tuple[str, str]]:
-            rejects = Quarantine(None, self.max_bad_rows)
-            for row_id, record in _records(self._paths("train"), rejects):
-                try:
-                    first = next(m for m in self._conversation(record, row_id).messages if m.role != "system")
-                except RowError:
-                    continue  # counted when the rows are built
-                yield (
-                    hashlib.sha256(f"{self.seed}\0{first.content}".encode("utf-8", "replace")).hexdigest(),
-                    row_id,
-                )
-
-        drawn = heapq.nsmallest(self.holdout, keys())
-        last = drawn[-1][0] if drawn else ""
-        # Rows with the same question share a key: all of them leave the training rows.
-        return frozenset(row_id for key, row_id in keys() if key <= last)
+        """One pass in memory of the drawn rows: the smallest keys stay, each with all rows of its question."""
+        rejects = Quarantine(None, self.max_bad_rows)
+        keys: list[str] = []  # in order, at most `holdout` of them
+        groups: dict[str, list[str]] = {}
+        for row_id, record in _records(self._paths("train"), rejects):
+            try:
+                first = next(m for m in self._conversation(record, row_id).messages if m.role != "system")
+            except RowError:
+                continue  # counted when the rows are built
+            key = hashlib.sha256(f"{self.seed}\0{first.content}".encode("utf-8", "replace")).hexdigest()
+            if key not in groups and (len(keys) < self.holdout or key < keys[-1]):
+                bisect.insort(keys, key)
+                groups[key] = []
+                if len(keys) > self.holdout:
+                    del groups[keys.pop()]
+            if key in groups:
+                groups[key].append(row_id)
+        drawn: list[str] = []
+        for key in keys:
+            if len(drawn) >= self.holdout:
+                break
+            drawn += groups[key]
+        return frozenset(drawn)
 
     def _conversation(self, record: dict, row_id: str) -> Conversation:
         return to_conversation(record, row_id, format=self.format, train_on=self.render.train_on)
