@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -260,7 +261,10 @@ def _draw(axes, curve: Curve) -> None:
 def _svg(canvas: Canvas, title: str) -> Markup:
     """The drawing as an `<svg>` element whose ids do not clash with those of other plots on the page."""
     file = io.StringIO()
-    canvas.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    with warnings.catch_warnings():
+        # matplotlib's font lacks many scripts; the browser, which draws the text, does not.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")
+        canvas.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = file.getvalue()
     body = text[text.index(">", text.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", body, flags=re.S)

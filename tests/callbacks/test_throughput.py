@@ -1,6 +1,5 @@
 import csv
 import math
-import time
 from types import SimpleNamespace
 
 import lightning.pytorch as L
@@ -42,22 +41,40 @@ class Packs(torch.utils.data.Dataset):
         return SimpleNamespace(ids=torch.zeros(k + 4, dtype=torch.long), index=torch.zeros(k), lengths=(k + 1, 3))
 
 
+class Clock:
+    """Stands still but for the seconds that a test spends on it."""
+
+    now = 1000.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(throughput, "time", clock)
+    return clock
+
+
 class Toy(L.LightningModule):
-    def __init__(self, step_s=0.0, val_s=0.0):
+    """Spends `step_s` a training step and `val_s` a validation step on a clock."""
+
+    def __init__(self, clock=None, step_s=0.0, val_s=0.0):
         super().__init__()
         self.lm = SimpleNamespace(hf=tiny_llama())
         self.w = torch.nn.Parameter(torch.ones(1))
-        self.step_s, self.val_s = step_s, val_s
+        self.clock, self.step_s, self.val_s = clock or Clock(), step_s, val_s
 
     def transfer_batch_to_device(self, batch, device, dataloader_idx):
         return batch
 
     def training_step(self, batch, batch_idx):
-        time.sleep(self.step_s)
+        self.clock.now += self.step_s
         return (self.w**2).sum()
 
     def validation_step(self, batch, batch_idx):
-        time.sleep(self.val_s)
+        self.clock.now += self.val_s
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -77,7 +94,8 @@ def run(tmp_path, *callbacks, module=None, packs=6, val=0, name="run", **kwargs)
         default_root_dir=tmp_path,
         **kwargs,
     )
-    loader = DataLoader(Packs(packs), batch_size=None)
+    packs = Packs(packs) if isinstance(packs, int) else packs
+    loader = DataLoader(packs, batch_size=None)
     trainer.fit(module or Toy(), loader, DataLoader(Packs(val), batch_size=None) if val else None)
     with open(tmp_path / name / "version_0" / "metrics.csv") as file:
         return trainer, [row for row in csv.DictReader(file) if row["perf/tokens_per_s"]]
@@ -109,31 +127,55 @@ def test_accumulated_micro_batches_are_one_step(tmp_path):
     assert [float(r["perf/total_tokens"]) for r in rows] == [4 + 5 + 6, 4 + 5 + 6 + 7 + 8 + 9]
 
 
-def test_validation_is_not_training_time(tmp_path):
+def test_validation_is_not_training_time(tmp_path, clock):
     callback = Throughput()
-    run(tmp_path, callback, module=Toy(step_s=0.02, val_s=0.2), packs=4, val=2, val_check_interval=2)
-    assert 0.08 <= callback.totals.seconds < 0.4  # the four validation batches alone took 0.8
+    run(tmp_path, callback, module=Toy(clock, step_s=0.5, val_s=8.0), packs=4, val=2, val_check_interval=2)
+    assert callback.totals.seconds == 4 * 0.5
 
 
 @pytest.mark.parametrize("generator_first", [False, True])
-def test_generation_between_steps_is_not_training_time(tmp_path, generator_first):
+def test_generation_between_steps_is_not_training_time(tmp_path, clock, generator_first):
     class Slow(VerifiedGeneration):
-        """Stands for half a second of generation after every step."""
+        """Stands for eight seconds of generation after every step."""
 
         def setup(self, trainer, pl_module, stage):
             pass
 
         def on_train_batch_end(self, trainer, pl_module, *rest):
-            time.sleep(0.5)
+            clock.now += 8.0
             self.last = object()
-            self.history.append({"seconds": 0.5})
+            self.history.append({"seconds": 8.0})
             for listener in self.listeners:
                 listener(trainer, trainer.global_step, self.last)
 
     callback, slow = Throughput(), Slow(at_end=False)
     order = [slow, callback] if generator_first else [callback, slow]
-    run(tmp_path, *order, module=Toy(step_s=0.05), packs=3)
-    assert 0.15 <= callback.totals.seconds < 0.6  # generation took 1.5
+    run(tmp_path, *order, module=Toy(clock, step_s=0.5), packs=3)
+    assert callback.totals.seconds == 3 * 0.5
+
+
+def test_loading_between_steps_is_training_time(tmp_path, clock):
+    class Slow(Packs):
+        def __getitem__(self, k):
+            clock.now += 2.0
+            return super().__getitem__(k)
+
+    callback = Throughput()
+    run(tmp_path, callback, module=Toy(clock, step_s=0.5), packs=Slow(5))
+    assert callback.totals.seconds == 5 * 0.5 + 4 * 2.0  # the first pack is there before the first step
+
+
+def test_writing_a_checkpoint_is_not_training_time(tmp_path, clock):
+    class Saves(L.Callback):
+        def on_train_batch_end(self, trainer, *rest):
+            trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+        def on_save_checkpoint(self, *rest):
+            clock.now += 8.0
+
+    callback = Throughput()
+    run(tmp_path, callback, Saves(), module=Toy(clock, step_s=0.5), packs=5)
+    assert callback.totals.seconds == 5 * 0.5
 
 
 def test_totals_continue_after_a_resume(tmp_path):

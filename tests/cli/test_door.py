@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import cli_toys
@@ -34,17 +35,17 @@ RECIPE = find_recipes()[0].name
         ["fit", "--config=no"],
     ],
 )
-def test_light_verbs_do_not_import_torch(argv):
+def test_light_verbs_import_next_to_nothing(argv):
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "lit_reason", *argv], capture_output=True, text=True
     )
     assert done.returncode == (2 if argv[0] == "fit" else 0)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "import time:" in line}
     assert "lit_reason.cli.door" in imported
-    heavy = {"torch", "lightning", "transformers", "numpy", "jsonargparse", "omegaconf", "matplotlib"}
-    assert not heavy & {name.partition(".")[0] for name in imported}
-    spent = max(int(line.split("|")[1]) for line in done.stderr.splitlines() if "lit_reason.cli.door" in line)
-    assert spent < 300_000  # microseconds
+    # Start-up time is imports: the standard library, this package and a YAML reader, and few modules of those.
+    installed = {name.partition(".")[0] for name in imported} & packages_distributions().keys()
+    assert installed <= {"lit_reason", "yaml", "_distutils_hack"} | {name for name in installed if "editable" in name}
+    assert len(imported) < 250  # `import numpy` alone adds more than a hundred
 
 
 def test_help_names_every_verb_and_fits_a_terminal(capsys):

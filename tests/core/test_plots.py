@@ -53,6 +53,12 @@ def test_bars_are_drawn_for_values_alone():
     assert str(figure.svg).count("fill: var(--c8)") == 1
 
 
+@pytest.mark.filterwarnings("error")
+def test_scripts_that_the_plot_library_has_no_font_for_stay_text():
+    figure = bar_plot("数学 🙂", ["前半", "\U0001f642", "ไทย"], [("g", "c1", [1.0, 2.0, 3.0])], x_label="部分")
+    assert all(name in str(figure.svg) for name in ("前半", "\U0001f642", "ไทย", "部分"))
+
+
 def test_hostile_names_stay_text():
     names = ["<script>x</script>", "$\\frac{$", "]]>", "a -- b"]
     figure = bar_plot('"><script>', names, [("g", "c1", [1.0, 2.0, 3.0, 4.0])])

@@ -128,13 +128,13 @@ def test_what_a_shorter_trace_must_still_yield():
 @pytest.mark.parametrize(
     "unit", ["\\boxed{", "{", "1,", "1", "answer is ", "#### ", ". ", "\\frac{1}{", "answer" + " " * 9, "1/"]
 )
-def test_hostile_text_takes_linear_time(unit):
-    text = unit * (100_000 // len(unit))
+def test_hostile_text_takes_no_quadratic_work(unit):
+    text = unit * (200_000 // len(unit))
     began = time.process_time()
     final_answer(text + "x")
     answer_start("\n" + text)
     answers_match(text, text + "y")
-    assert time.process_time() - began < 4
+    assert time.process_time() - began < 30  # processor time: linear work takes under a second, quadratic minutes
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,12 @@ HOSTILE = {
 }
 
 
-def _seconds(unit, size, cut):
+# The work of a regular expression cannot be counted, so its processor time is: linear work on these texts takes a
+# fraction of a second, quadratic work (4 * 10^10 steps) minutes. The limit lies far from both.
+LIMIT_S = 30
+
+
+def cpu_seconds(unit, size, cut):
     text = "x." + unit * (size // len(unit)) + "\n  y"
     began = time.process_time()
     assert "".join(cut(text)) == text
@@ -232,14 +237,14 @@ def _seconds(unit, size, cut):
 
 
 @pytest.mark.parametrize("unit", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_text_takes_linear_time(unit):
-    # Linear work on 100,000 characters takes a tenth of a second; quadratic work, 10^10 steps, over twenty.
-    assert _seconds(unit, 100_000, sentences) < 4
-    assert _seconds(unit, 100_000, lambda text: segment(text, "cue")) < 4
-    assert _seconds(unit, 100_000, lambda text: segment(text, "paragraph+cue")) < 4
+def test_hostile_text_takes_no_quadratic_work(unit):
+    assert cpu_seconds(unit, 200_000, sentences) < LIMIT_S
+    assert cpu_seconds(unit, 200_000, lambda text: segment(text, "cue")) < LIMIT_S
+    assert cpu_seconds(unit, 200_000, lambda text: segment(text, "paragraph+cue")) < LIMIT_S
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("unit", HOSTILE.values(), ids=HOSTILE.keys())
 def test_ten_megabytes_of_hostile_text(unit):
-    assert _seconds(unit, 10_000_000, lambda text: segment(text, "paragraph+cue")) < 60
+    text = "x." + unit * (10_000_000 // len(unit)) + "\n  y"
+    assert "".join(segment(text, "paragraph+cue")) == text
