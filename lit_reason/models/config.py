@@ -29,6 +29,28 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
+class LowRankConfig:
+    """Linear layers of low rank instead of dense ones: `W = (alpha / rank) B A + S`, all of it trained.
+
+    Args:
+        rank: rank r of the product; at most the shorter side of every layer.
+        alpha: scale; the product is multiplied by alpha / rank.
+        init: `kaiming` draws both factors; `zero` draws A and starts B at zero; `svd` takes the best factors of the
+            dense weights. `auto` is `svd` for a model from `path`, `zero` with a sparse part, else `kaiming`.
+        targets: linear layers to replace, by words in their path; `all-linear` means attention and MLP, which is
+            every linear layer inside the decoder layers.
+        sparse_density: share of the entries of W that a sparse part S holds at random, fixed places (SLTrain); 0 is
+            none.
+    """
+
+    rank: int = 128
+    alpha: float = 32.0
+    init: Literal["auto", "kaiming", "zero", "svd"] = "auto"
+    targets: str | list[str] = "all-linear"
+    sparse_density: float = 0.0
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Where the model comes from and how it runs.
 
@@ -42,6 +64,7 @@ class ModelConfig:
         attention: attention back end. `auto` takes the fastest that isolates packed rows on this device;
             `documents` runs SDPA row by row; `sdpa`, `eager` and `flex` use a block mask; `varlen` needs CUDA.
         adapter: train a low-rank adapter instead of all weights.
+        lowrank: make the linear layers low-rank themselves (pretraining in little memory); not with `adapter`.
         gradient_checkpointing: recompute activations in the backward pass: less memory, about a third more time.
         compile: compile each decoder layer with `torch.compile` (worth it after some hundred steps).
         overrides: config fields to change on load, such as `rope_theta` or `max_position_embeddings`.
@@ -55,6 +78,7 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attention: Literal["auto", "documents", "sdpa", "eager", "flex", "varlen"] = "auto"
     adapter: AdapterConfig | None = None
+    lowrank: LowRankConfig | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
     overrides: dict[str, Any] = field(default_factory=dict)

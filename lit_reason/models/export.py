@@ -8,6 +8,7 @@ What a merged export holds, for a linear layer with weight W and a low-rank upda
   trained model up to rounding, and not equal to the original weights plus the update.
 * int8 base: the same with 8-bit weights. During training bitsandbytes also rounds activations to 8 bits, so
   the export differs from the trained model by that rounding.
+* low-rank layers: s B A^T + S, summed in float32 and rounded once; `merge=False` writes the factors instead.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from lit_reason.errors import UserError
 from lit_reason.models.language_model import LanguageModel
 from lit_reason.models.loading import resolve_dtype
+from lit_reason.models.lowrank import LowRankLinear, save_factored
 
 EXPORT_FILES = ("config.json", "adapter_config.json")
 
@@ -49,8 +51,8 @@ def export_model(
         lm: the model to write.
         tokenizer: its tokenizer, or None to leave it out.
         folder: where to write.
-        merge: merge a low-rank adapter into the weights; otherwise write the adapter alone. Without an
-            adapter there is nothing to merge and the whole model is written.
+        merge: merge a low-rank adapter into the weights, or multiply out low-rank layers; otherwise write the
+            adapter alone, or the factors. With neither there is nothing to merge and the whole model is written.
         dtype: `float32`, `bfloat16` or `float16` to convert the weights; None keeps theirs.
 
     Returns:
@@ -66,7 +68,9 @@ def export_model(
     place.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     try:
-        if merge or lm.base is lm.hf:
+        if lm.config.lowrank is not None and not merge:
+            save_factored(lm.base, lm.config.lowrank, fresh)
+        elif merge or lm.base is lm.hf:
             plain_model(lm, None if dtype is None else resolve_dtype(dtype)).save_pretrained(fresh)
         else:
             lm.hf.save_pretrained(fresh, save_embedding_layers=False)  # type: ignore[operator]
@@ -122,6 +126,11 @@ def _merged_state(base: PreTrainedModel, dtype: torch.dtype | None) -> dict[str,
     def walk(module: nn.Module, prefix: str) -> None:
         if hasattr(module, "modules_to_save"):
             walk(module.modules_to_save[module.active_adapters[0]], prefix)  # type: ignore[index,operator,arg-type]
+            return
+        if isinstance(module, LowRankLinear):
+            put(prefix + "weight", module.dense_weight(dtype))
+            if module.bias is not None:
+                put(prefix + "bias", module.bias)
             return
         layer: Any = module.base_layer if hasattr(module, "base_layer") else module
         if hasattr(module, "base_layer") or _is_quantised(layer):

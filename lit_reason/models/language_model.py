@@ -5,6 +5,7 @@ Shapes: T packed tokens, N documents, S supervised rows, D width.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from lit_reason.models.attention import packed_rows, packing_arguments, set_atte
 from lit_reason.models.config import ModelConfig
 from lit_reason.models.head import LossHead, check_head
 from lit_reason.models.loading import load_model, own_random_stream, resolve_dtype
+from lit_reason.models.lowrank import factored_folder, factored_settings, load_factors, make_lowrank
 
 
 class ParameterCounts(NamedTuple):
@@ -65,10 +67,20 @@ class LanguageModel(nn.Module):
         Raises:
             UserError: the recipe asks for something that does not exist or cannot work.
         """
-        hf: nn.Module = load_model(config, quantization(config.adapter, resolve_dtype(config.dtype)))
+        folder = factored_folder(config)
+        if folder is not None:
+            config = replace(config, lowrank=factored_settings(folder, config.lowrank))
+        if config.lowrank is not None and config.adapter is not None:
+            raise UserError("lm.adapter and lm.lowrank are both given: an adapter is for dense layers, choose one")
+        hf: Any = load_model(config, quantization(config.adapter, resolve_dtype(config.dtype)))
+        if config.lowrank is not None:
+            with own_random_stream(1):  # not the numbers that embeddings were drawn from
+                make_lowrank(hf, config.lowrank, from_weights=config.path is not None and folder is None)
+        if folder is not None:
+            load_factors(hf, folder)
         if config.adapter is not None:
             with own_random_stream():
-                hf = add_adapter(hf, config.adapter)  # type: ignore[arg-type]
+                hf = add_adapter(hf, config.adapter)
         model = cls(hf, config)
         if model.device.type != "meta":
             model.check()

@@ -15,7 +15,14 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -122,10 +129,14 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 @contextmanager
-def own_random_stream() -> Iterator[None]:
-    """New weights depend on the seed alone, and drawing them leaves the global random stream where it was."""
+def own_random_stream(number: int = 0) -> Iterator[None]:
+    """New weights depend on the seed alone, and drawing them leaves the global random stream where it was.
+
+    Args:
+        number: streams of different numbers are independent.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(torch.initial_seed())
+        torch.default_generator.manual_seed(torch.initial_seed() + number)
         yield
 
 
@@ -169,6 +180,12 @@ def _read(config: ModelConfig, dtype: torch.dtype, quantization: Any) -> PreTrai
     with hub_errors(given, "model path"):
         fields = AutoConfig.from_pretrained(source, **remote, **gguf)
     fields = _overridden(fields, config.overrides)
+    if (Path(source) / "lowrank.json").is_file():  # factors: the caller makes the layers and reads them
+        with _default_dtype(dtype):
+            model = AutoModelForCausalLM.from_config(fields, **remote)
+        if (Path(source) / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(source)
+        return model.eval()
     now, later = quantization, None
     if gguf:  # transformers does not quantise to another format while it reads a GGUF file
         now, later = _unpack_blocks(), quantization

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,7 +71,10 @@ def gather(lm: LanguageModel) -> LanguageModel | None:
     weights = get_model_state_dict(lm, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if torch.distributed.get_rank() != 0:
         return None
-    copy = type(lm).load(lm.config)
+    config = lm.config
+    if config.lowrank is not None:  # its first weights are replaced: spare their decomposition
+        config = replace(config, lowrank=replace(config.lowrank, init="kaiming"))
+    copy = type(lm).load(config)
     copy.load_state_dict(weights)
     return copy
 
