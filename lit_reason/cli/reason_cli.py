@@ -26,7 +26,12 @@ from lit_reason.core.run_folder import run_folder
 from lit_reason.errors import UserError, did_you_mean
 
 VERBS = ("fit", "validate", "test", "predict", "evaluate")
-SCANNED = ("lit_reason.regimes", "lit_reason.callbacks", "lit_reason.data.datamodule")
+SCANNED = (
+    "lit_reason.regimes",
+    "lit_reason.callbacks",
+    "lit_reason.data.datamodule",
+    "lit_reason.data.text.datamodule",
+)
 HANDED_OVER = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
 CHECKPOINT_WORDS = ("best", "last", "hpc")
 

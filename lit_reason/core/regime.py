@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch.distributed.tensor import DTensor
+from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
 from lit_reason.core.config import OptimConfig
@@ -119,7 +120,7 @@ class Regime(LightningModule):
         """Add a scored pack to a meter."""
         meter.update(out.logp_S, out.entropy_S, out.hit_S, pack.target_weight, pack.target_segment, pack.target_decile)
 
-    def log_meter(self, meter: SegmentMeter, prefix: str) -> None:
+    def log_meter(self, meter: Metric, prefix: str) -> None:
         """Log what a meter gathered since the last time, and reset it."""
         figures = meter.compute()
         meter.reset()

@@ -87,7 +87,8 @@ class TokenStore:
         if self._columns is None:
             self._columns = {n: np.memmap(self.folder / f"{n}.bin", dtype=t, mode="r") for n, t in COLUMNS.items()}
         span = slice(self.offsets[i], self.offsets[i + 1])
-        return TokenRow(**{n: np.array(c[span]) for n, c in self._columns.items()}, row_id=self.row_ids[i])
+        columns: dict[str, Any] = {n: np.array(c[span]) for n, c in self._columns.items()}
+        return TokenRow(**columns, row_id=self.row_ids[i])
 
 
 def write_store(folder: Path, rows: Iterator[TokenRow], finish: Callable[[], dict[str, Any]]) -> None:
@@ -113,6 +114,30 @@ def write_store(folder: Path, rows: Iterator[TokenRow], finish: Callable[[], dic
     (folder / "meta.json").write_text(json.dumps(finish(), indent=1))
 
 
+def open_folder(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
+    """The folder named `key`, built first if it is not there yet.
+
+    Args:
+        cache: folder of all such folders.
+        key: digest of everything the content depends on.
+        build: fills an empty folder. One process runs it, the others wait.
+    """
+    folder = cache / key
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f"{key}.lock"):
+        if not folder.exists():
+            unfinished = cache / f"{key}.building"
+            shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process: nobody else holds the lock
+            unfinished.mkdir()
+            try:
+                build(unfinished)
+                os.replace(unfinished, folder)
+            except BaseException:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise
+    return folder
+
+
 def open_store(
     cache: Path,
     key: str,
@@ -125,17 +150,4 @@ def open_store(
         key: digest of everything the content depends on.
         build: returns the rows and the `finish` of `write_store`. One process runs it, the others wait.
     """
-    folder = cache / key
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f"{key}.lock"):
-        if not folder.exists():
-            unfinished = cache / f"{key}.building"
-            shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process: nobody else holds the lock
-            unfinished.mkdir()
-            try:
-                write_store(unfinished, *build())
-                os.replace(unfinished, folder)
-            except BaseException:
-                shutil.rmtree(unfinished, ignore_errors=True)
-                raise
-    return TokenStore(folder)
+    return TokenStore(open_folder(cache, key, lambda folder: write_store(folder, *build())))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lit_reason.data.cache import TokenStore
 from lit_reason.data.packing import Pack, fill_bins, pack_rows
+from lit_reason.data.token_row import TokenRow
 from lit_reason.errors import UserError
 
 
@@ -26,10 +27,17 @@ class Bin:
     norm: float
 
 
+class RowStore(Protocol):
+    """Rows by number."""
+
+    def row(self, i: int) -> TokenRow:
+        """Row `i`."""
+
+
 class PackDataset(Dataset):
     """Bins in, packs out."""
 
-    def __init__(self, store: TokenStore) -> None:
+    def __init__(self, store: RowStore) -> None:
         self.store = store
 
     def __getitem__(self, chosen: Bin) -> Pack:
@@ -175,7 +183,7 @@ class PackLoader(DataLoader):
 
     sampler: BinSampler
 
-    def __init__(self, store: TokenStore, sampler: BinSampler, workers: int = 0) -> None:
+    def __init__(self, store: RowStore, sampler: BinSampler, workers: int = 0) -> None:
         super().__init__(
             PackDataset(store),
             batch_size=None,

@@ -35,6 +35,7 @@ class Pack:
         target_segment: `uint8 [S]`, `target_decile`: `int8 [S]` of the predicted tokens.
         row_ids: the N row ids.
         norm: summed loss weight of the whole optimizer step, over its micro-batches and all ranks.
+        text_bytes: UTF-8 bytes of the text that the trained tokens stand for; 0 where nobody counted them.
     """
 
     ids: torch.Tensor
@@ -51,6 +52,7 @@ class Pack:
     target_decile: torch.Tensor
     row_ids: tuple[str, ...]
     norm: float
+    text_bytes: int = 0
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Pack:
         """The same pack with its tensors on `device`."""
@@ -97,6 +99,7 @@ def pack_rows(rows: Sequence[TokenRow], norm: float | None = None, *, trained: b
         target_decile=decile[predicted],
         row_ids=tuple(row.row_id for row in rows),
         norm=float(weight.sum(dtype=np.float64)) if norm is None else norm,
+        text_bytes=sum(row.text_bytes for row in rows) if trained else 0,
     )
 
 

@@ -39,6 +39,7 @@ class TokenRow:
         segment: `uint8 [T]` values of `Segment`.
         decile: `int8 [T]` decile (0..9) of the token's thought in the *full* trace, -1 outside thoughts.
         row_id: the conversation's row id (`#k` is appended where one conversation gives several rows).
+        text_bytes: UTF-8 bytes of the text that the trained tokens stand for; 0 where nobody counted them.
     """
 
     ids: np.ndarray
@@ -46,6 +47,7 @@ class TokenRow:
     segment: np.ndarray
     decile: np.ndarray
     row_id: str
+    text_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)

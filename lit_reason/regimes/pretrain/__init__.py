@@ -1,0 +1,1 @@
+"""Pretraining on plain text, full-rank or low-rank."""

@@ -1,0 +1,106 @@
+"""Pretraining as a user starts it: figures, tokenizer, export, budget, and what is refused."""
+
+import contextlib
+import io
+import json
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lit_reason.cli import door
+from lit_reason.cli.reason_cli import build
+from lit_reason.core.metrics_log import read_metrics
+from lit_reason.core.run_folder import run_folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    texts = [f"row {i}: {'so it goes, ' * (i % 7 + 1)}and {i % 5} more" for i in range(120)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def options(corpus, folder, *more):
+    """The smoke recipe on a corpus of our own."""
+    own = [f"--vars.folder={folder}", f"--data.train_file={corpus}", "--data.text_field=text", "--data.max_length=64"]
+    return ["--config", "smoke/pretrain", *own, "--trainer.max_steps=3", *more]
+
+
+def fit(corpus, folder, *more):
+    cli = build("fit", options(corpus, folder, *more))
+    cli.run_verb()
+    return cli
+
+
+def refusal(corpus, folder, *more):
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        assert door.main(["fit", *options(corpus, folder, *more)]) == 2
+    return err.getvalue()
+
+
+def test_held_out_figures_are_those_of_the_exported_model(corpus, tmp_path):
+    more = ["--data.holdout=0.2", "--trainer.callbacks+=HFExport", "--trainer.val_check_interval=3"]
+    cli = fit(corpus, tmp_path, "--model.legacy_eval_divisor=true", *more)
+    log = read_metrics(run_folder(cli.trainer) / "metrics.csv")
+    found = {name: log.points(f"val/{name}")[-1][1] for name in ("perplexity", "bits_per_byte", "loss", "loss_text")}
+    export = run_folder(cli.trainer) / "export"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(export).eval(), AutoTokenizer.from_pretrained(export)
+    assert model.config.eos_token_id == model.config.bos_token_id == tokenizer.eos_token_id
+    nll = tokens = size = 0.0
+    held_out = [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
+    names = {cli.datamodule.stores["val"].row(i).row_id for i in range(len(cli.datamodule.stores["val"]))}
+    for i, text in enumerate(held_out, 1):
+        if f"corpus.jsonl:{i}" not in names:
+            continue
+        ids = torch.tensor([[*tokenizer(text).input_ids, tokenizer.eos_token_id]])
+        pieces = [ids[:, k : k + 64] for k in range(0, ids.shape[1] - 1, 63)]
+        with torch.no_grad():
+            nll += sum(float(model(input_ids=p, labels=p).loss) * (p.shape[1] - 1) for p in pieces)
+        tokens += ids.shape[1] - 1
+        size += len(text.encode())
+    assert found["perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-4)
+    assert found["bits_per_byte"] == pytest.approx(nll / math.log(2) / size, rel=1e-4)
+    assert found["loss"] == found["loss_text"] == pytest.approx(nll / tokens, rel=1e-4)
+    n = len(cli.datamodule.val_dataloader())
+    assert n >= 2
+    assert math.log(log.points("val/perplexity_legacy")[-1][1]) < nll / tokens * (n / (n + 1) + 0.05)
+
+
+def test_a_token_budget_sets_steps_and_schedule(corpus, tmp_path):
+    cli = fit(corpus, tmp_path, "--data.token_budget=3000", "--trainer.max_steps=-1", "--trainer.max_epochs=-1")
+    steps = cli.trainer.global_step
+    assert steps == cli.datamodule.steps() > 3
+    assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 1e-2), (
+        "the schedule ends with the run"
+    )
+
+
+def test_a_given_tokenizer_is_used(corpus, tmp_path, smoke_words):
+    cli = fit(corpus, tmp_path, f"--model.lm.tokenizer={smoke_words}")
+    assert cli.model.tokenizer.eos_token == "</s>"
+    assert cli.datamodule.stores["train"].row(0).ids[0] == 1
+
+
+@pytest.fixture
+def smoke_words(tmp_path):
+    from models.tiny_models import word_tokenizer
+
+    word_tokenizer().save_pretrained(tmp_path / "words")
+    return tmp_path / "words"
+
+
+def test_a_vocabulary_below_the_tokenizers_is_refused(corpus, tmp_path):
+    said = refusal(corpus, tmp_path, "--data.vocab_size=300", "--model.lm.overrides.vocab_size=280")
+    assert "the model has a vocabulary of 280 (vocab_size), the tokenizer one of 300" in said
+
+
+def test_rows_longer_than_the_context_are_refused(corpus, tmp_path):
+    assert "data.max_length is 512, but the model is made for 256" in refusal(corpus, tmp_path, "--data.max_length=512")
+
+
+def test_without_text_data_a_tokenizer_must_be_named(corpus, tmp_path):
+    said = refusal(corpus, tmp_path, "--data=TraceData", f"--data.train_file={corpus}")
+    assert "lm.tokenizer is missing" in said
