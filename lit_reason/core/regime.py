@@ -13,7 +13,8 @@ from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
 from lit_reason.core.config import OptimConfig
-from lit_reason.core.optim import build_optimizer, build_schedule
+from lit_reason.core.optim import build_optimizer
+from lit_reason.core.schedules import build_schedule
 from lit_reason.core.world_size import fit_progress
 from lit_reason.data.packing import Pack
 from lit_reason.data.prompts import EvalPrompt
