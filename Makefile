@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PEERS := .venv-peers/.installed
 
 .PHONY: demo test checks bench docs
 
@@ -17,7 +18,7 @@ checks: $(INSTALLED)  ## formatting, lint, types, docstrings against signatures
 	$(BIN)/mypy -p lit_reason
 	$(BIN)/ruff check --preview --select DOC102 lit_reason   # no docstring names an argument that is gone
 
-bench: $(INSTALLED)  ## measurements on this machine, written under benchmarks/results
+bench: $(INSTALLED) $(PEERS)  ## measurements on this machine, beside other libraries, into benchmarks/results
 	$(BIN)/python -m benchmarks.run
 
 docs: $(INSTALLED)  ## the site, into site/
@@ -28,4 +29,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# What the benchmarks compare with, in an environment of its own.
+$(PEERS): benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet "$$(grep '^torch==' $<)"
+	.venv-peers/bin/pip install --quiet --requirement $<
 	@touch $@

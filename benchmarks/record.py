@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("lit-reason", "torch", "lightning", "transformers", "peft", "numpy")
+PACKAGES = ("lit-reason", "torch", "lightning", "transformers", "peft", "numpy", "accelerate", "triton")
+PEERS = ("trl", "datasets", "liger-kernel", "cut-cross-entropy")
 
 
 def machine() -> dict[str, Any]:
@@ -34,14 +36,16 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of the packages that decide a measurement."""
+def versions(names: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Installed versions of the packages that decide a measurement.
+
+    Args:
+        names: packages to ask for; those not installed are left out.
+    """
     found = {}
-    for name in PACKAGES:
-        try:
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
     return found
 
 
@@ -74,3 +78,7 @@ def record(name: str, result: dict[str, Any], notes: Sequence[str] = (), command
 def _module() -> list[str]:
     spec = sys.modules["__main__"].__spec__
     return [spec.name] if spec is not None else [sys.argv[0]]
+
+
+if __name__ == "__main__":
+    print(json.dumps(versions(PACKAGES + PEERS)))  # asked of the peers' environment by benchmarks.rounds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-SCRIPTS = ("benchmarks.head_loss",)
+SCRIPTS = ("benchmarks.sft_training", "benchmarks.head_loss", "benchmarks.loop_overhead")
 
 if __name__ == "__main__":
     for script in SCRIPTS:
