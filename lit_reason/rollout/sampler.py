@@ -118,7 +118,7 @@ def sample(
     )
     # inference_mode(False): Lightning validates in inference mode, and a buffer that the model fills while it
     # generates must stay usable in the backward pass of the next training step.
-    with torch.inference_mode(False), torch.no_grad(), _generating(lm.hf), bar:
+    with torch.inference_mode(False), torch.no_grad(), generating(lm.hf), bar:
         for batch in batches:
             for request, ids in zip(batch, _generate(lm.hf, batch, config, stop_ids, pad_id, bar), strict=True):
                 done[request.prompt_index, request.sample_index] = _completion(
@@ -127,7 +127,9 @@ def sample(
     return [done[p, s] for p in range(len(prompts)) for s in range(config.samples)]
 
 
-def draw(logits_BV: Tensor, uniforms_B: Tensor, *, temperature: float, top_p: float, top_k: int) -> Tensor:
+def draw(
+    logits_BV: Tensor, uniforms_B: Tensor, *, temperature: float, top_p: float, top_k: int, min_p: float = 0.0
+) -> Tensor:
     """One token per row: the one at quantile `uniforms_B` of the row's distribution, in vocabulary order.
 
     Truncation goes as usual: temperature, then the `top_k` likeliest tokens, then the smallest set of
@@ -141,6 +143,8 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, *, temperature: float, top_p: fl
         temperature: softmax temperature, above 0.
         top_p: nucleus mass in (0, 1]; 1 keeps all.
         top_k: number of tokens kept; 0 keeps all.
+        min_p: tokens less likely than this share of the likeliest one are left out (arXiv 2407.01082), before the
+            nucleus is taken; 0 keeps all.
 
     Returns:
         `int64 [B]` token ids.
@@ -151,6 +155,9 @@ def draw(logits_BV: Tensor, uniforms_B: Tensor, *, temperature: float, top_p: fl
         last_B1 = scaled_BV.topk(top_k).values[:, -1:]
         scaled_BV = scaled_BV.masked_fill(scaled_BV < last_B1, -torch.inf)
     mass_BV = scaled_BV.softmax(-1)
+    if min_p > 0:
+        mass_BV = mass_BV * (mass_BV >= min_p * mass_BV.amax(-1, keepdim=True))
+        mass_BV = mass_BV / mass_BV.sum(-1, keepdim=True)
     if top_p < 1:
         mass_BV = mass_BV * (mass_BV >= _nucleus_floor(mass_BV, top_p))
     cdf_BV = mass_BV.cumsum(-1)
@@ -199,7 +206,7 @@ class _Draw(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         c = self.config
         step_B = self.uniforms_BN[:, input_ids.shape[1] - self.prompt_length]
-        chosen_B = draw(scores, step_B, temperature=c.temperature, top_p=c.top_p, top_k=c.top_k)
+        chosen_B = draw(scores, step_B, temperature=c.temperature, top_p=c.top_p, top_k=c.top_k, min_p=c.min_p)
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen_B[:, None], 0.0)
 
 
@@ -324,10 +331,13 @@ def _context_length(hf: Any) -> int | None:
 
 
 @contextmanager
-def _generating(hf: Any) -> Iterator[None]:
+def generating(hf: Any) -> Iterator[None]:
     """Eval mode and neutral generation defaults; every module's own mode and defaults come back afterwards.
 
     Eval mode also switches off gradient checkpointing, which would forbid the KV cache.
+
+    Args:
+        hf: the transformers model, or a peft model around one.
     """
     modes = [(module, module.training) for module in hf.modules()]
     # An adapter and the model inside it each hold one. generate() takes what its argument leaves open from
@@ -352,6 +362,7 @@ def _check(config: SamplingConfig, stop_ids: Sequence[int]) -> None:
         "temperature": (config.temperature >= 0, "at least 0 (0 is greedy)"),
         "top_p": (0 < config.top_p <= 1, "in (0, 1]"),
         "top_k": (config.top_k >= 0, "at least 0 (0 keeps all)"),
+        "min_p": (0 <= config.min_p <= 1, "in [0, 1] (0 keeps all)"),
         "samples": (config.samples >= 1, "at least 1"),
         "batch_size": (config.batch_size >= 1, "at least 1"),
         "seed": (config.seed >= 0, "at least 0"),

@@ -90,7 +90,8 @@ class TextEncoder:
         for anchor in _ANCHORS if self._anchored and text else ():
             before, whole = self.encode(anchor).ids, self.encode(anchor + text)
             rest, width = slice(len(before), None), len(anchor)
-            if np.array_equal(whole.ids[: len(before)], before) and (whole.start[rest] >= width).all():
+            apart = (whole.end[: len(before)] <= width).all() and (whole.start[rest] >= width).all()
+            if apart and np.array_equal(whole.ids[: len(before)], before):
                 return Encoded(whole.ids[rest], whole.start[rest] - width, whole.end[rest] - width)
         return self.encode(text)
 

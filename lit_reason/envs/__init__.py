@@ -1,0 +1,1 @@
+"""Environments that answer a model's turns: tools, questions, rewards."""

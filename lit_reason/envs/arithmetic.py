@@ -1,0 +1,78 @@
+"""Arithmetic in steps, with a calculator that does one operation a call: each turn needs the result before it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from lit_reason.envs.environment import Message
+from lit_reason.envs.tool_dialogue import Action, ToolDialogue, ToolRewards
+from lit_reason.rewards.checkers import get_checker
+
+Operator = Literal["+", "-", "*"]
+_DO = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
+
+
+def calculate(a: int, operator: Operator, b: int) -> int:
+    """One arithmetic operation on two whole numbers.
+
+    Args:
+        a: the first number.
+        operator: what to do with them.
+        b: the second number.
+    """
+    return _DO[operator](a, b)
+
+
+def make_task(index: int, seed: int, *, operations: int = 3, largest: int = 20) -> dict[str, Any]:
+    """A chain such as `((3 + 5) * 2) - 4`, with its intermediate results.
+
+    Args:
+        index: number of the task; equal (index, seed) give equal tasks.
+        seed: of the whole set.
+        operations: operations in the chain.
+        largest: numbers are drawn from 1 to this; multipliers from 2 to 5, so that results stay readable.
+
+    Returns:
+        `question`, `answer`, and `steps`, the results of the operations in order.
+    """
+    rng = random.Random(f"{seed} {index}")
+    value = rng.randint(1, largest)
+    text, steps = str(value), []
+    for k in range(operations):
+        operator = rng.choice("+-*")
+        operand = rng.randint(2, 5) if operator == "*" else rng.randint(1, largest)
+        value = _DO[operator](value, operand)
+        text = f"{text} {operator} {operand}" if k == 0 else f"({text}) {operator} {operand}"
+        steps.append(value)
+    return {"question": f"What is {text}?", "answer": str(value), "steps": steps}
+
+
+class Arithmetic(ToolDialogue):
+    """Tasks of `make_task`: a turn is useful when its result is the next step of the chain.
+
+    Args:
+        rewards: what is paid for what.
+        max_calls: a further call is refused as an error.
+    """
+
+    def __init__(self, rewards: ToolRewards | None = None, max_calls: int = 8) -> None:
+        super().__init__([calculate], rewards, max_calls)
+
+    def reset(self, task: Mapping[str, Any], seed: int) -> list[Message]:
+        """Ask the question."""
+        self.begin()
+        self.truth, self.left = str(task["answer"]), [str(step) for step in task["steps"]]
+        return [self.instructions(), {"role": "user", "content": task["question"]}]
+
+    def useful(self, action: Action, result: str) -> bool:
+        """Whether the result is the next step of the chain; each step counts once."""
+        if self.left and result == self.left[0]:
+            self.left.pop(0)
+            return True
+        return False
+
+    def correct(self, answer: str) -> bool:
+        """Whether the answer's number is the chain's result."""
+        return get_checker("numeric")(answer, self.truth).correct

@@ -1,0 +1,67 @@
+"""What an environment is: it opens a dialogue, answers the model's turns, and says what turns and whole were worth."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+Message = dict[str, str]  # role and content, as chat templates read them
+
+
+class Step(NamedTuple):
+    """What follows a turn of the model, in Gymnasium's order.
+
+    Args:
+        observation: text that the model reads next; empty when the dialogue is over.
+        reward: reward of this turn alone.
+        terminated: the dialogue is over by its own rules.
+        truncated: it is over because of a limit of the environment.
+        info: facts the model never sees; `terms` holds the turn's rewards by name.
+    """
+
+    observation: str
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+
+
+class Environment(ABC):
+    """One dialogue at a time. Rollouts of a group each get an environment of their own.
+
+    Whatever a *tool* does wrong is an observation for the model. An exception that leaves `reset`, `step` or `outcome`
+    means that the environment itself failed; the rollout is counted as such and excluded.
+
+    Attributes:
+        stops: texts that end a turn of the model.
+    """
+
+    stops: tuple[str, ...] = ()
+
+    @abstractmethod
+    def reset(self, task: Mapping[str, Any], seed: int) -> list[Message]:
+        """Begin a dialogue.
+
+        Args:
+            task: a row of the training data.
+            seed: of whatever the environment draws; equal for all rollouts of a group.
+
+        Returns:
+            The messages that come before the model's first turn.
+        """
+
+    @abstractmethod
+    def step(self, action: str) -> Step:
+        """Answer one turn.
+
+        Args:
+            action: the model's turn as text, up to its stop string.
+        """
+
+    @abstractmethod
+    def outcome(self) -> dict[str, float]:
+        """What the dialogue as a whole was worth, by name of the reward; asked once, when it is over or cut off."""
+
+    def close(self) -> None:  # noqa: B027 (most environments hold nothing)
+        """Free what the environment holds."""

@@ -1,0 +1,255 @@
+"""Multi-turn generation by the trainer's own weights: ids and log-probabilities are the truth, text is derived.
+
+Shape letters: B rows, Q new slots, V vocabulary, D width.
+
+`Engine.open` starts rows from prompts, `step` lets the model write one turn on each, `append` adds what the
+environment said, `fork` copies rows that share everything so far. The key/value cache is kept all the way; no token is
+computed twice and no chat is ever rendered again.
+
+What is reproducible. Each turn has a random stream of its own, a function of (seed, prompt ids, rollout, turn). What a
+row samples does not depend on its neighbours but for rounding: its logits may differ in the last bits with the shape of
+the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_reason.errors import UserError
+from lit_reason.models.language_model import LanguageModel
+from lit_reason.rollout.config import SamplingConfig
+from lit_reason.rollout.kv_slots import KVSlots
+from lit_reason.rollout.sampler import draw, generating
+
+_WINDOW_MARGIN = 8  # tokens decoded beyond a stop string's length when looking for it
+_MOST_HOLES = 0.25
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the model wrote in one turn of one row.
+
+    Attributes:
+        ids: sampled tokens, the one that ended the turn included.
+        logprobs: natural log-probability of each under the tempered, untruncated distribution it was drawn from.
+        text: `ids` as text, up to the end of the stop string or before the end token.
+        stop: `end` (an end token), `length` (the limit), or the stop string.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    text: str
+    stop: str
+
+
+@dataclass
+class _Row:
+    """One growing sequence."""
+
+    ids: list[int]  # everything so far
+    key: tuple[int, ...]  # what its random streams depend on: the prompt's hash, which of its copies, which rollout
+    pending: list[int]  # the end of `ids` that the cache has not seen
+    turns: int = 0
+
+
+class Engine:
+    """Runs several rollouts of one model at once.
+
+    Args:
+        lm: the model that is being trained; it is in eval mode while it generates.
+        tokenizer: decodes, and nothing else.
+        sampling: temperature, top_p, top_k, min_p and seed are read.
+        stop_ids: tokens that end a turn.
+    """
+
+    def __init__(self, lm: LanguageModel, tokenizer: Any, sampling: SamplingConfig, stop_ids: Sequence[int]) -> None:
+        if not stop_ids:
+            raise UserError("no end token: the tokenizer names none (eos_token), so a turn could never end")
+        self.lm, self.tokenizer, self.sampling, self.stop_ids = lm, tokenizer, sampling, frozenset(stop_ids)
+        self._rows: list[_Row] = []
+        self._slots: KVSlots | None = None
+
+    def open(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Start one row for each prompt; what was open before is dropped.
+
+        Args:
+            prompts: token ids, generation prompt included.
+
+        Raises:
+            UserError: a prompt is empty, or the model cannot be sampled from this way.
+        """
+        for p, ids in enumerate(prompts):
+            if not len(ids):
+                raise UserError(f"prompt {p} is empty: there is nothing to continue")
+        seen: Counter[tuple[int, ...]] = Counter()
+        self._rows = []
+        for ids in prompts:
+            words = _words(ids)
+            self._rows.append(_Row(list(ids), (*words, seen[words], 0), list(ids)))
+            seen[words] += 1  # a prompt that comes twice draws otherwise the second time
+        self._slots = KVSlots(self.lm.base.config, len(prompts), self.lm.device)
+
+    def fork(self, copies: int) -> None:
+        """Copy each row, cache and all; the copies of row i are rows `i * copies` to `i * copies + copies - 1`.
+
+        The prompt is computed once for all of them. Their random streams differ.
+
+        Args:
+            copies: rows to make of each.
+        """
+        with torch.inference_mode(False), torch.no_grad(), generating(self.lm.hf):
+            self._feed(())
+        assert self._slots is not None
+        self._slots.select([i for i in range(len(self._rows)) for _ in range(copies)])
+        self._rows = [
+            _Row(list(row.ids), (*row.key[:-1], row.key[-1] * copies + c), list(row.pending), row.turns)
+            for row in self._rows
+            for c in range(copies)
+        ]
+
+    def ids(self, row: int) -> list[int]:
+        """All tokens of a row so far.
+
+        Args:
+            row: its number.
+        """
+        return list(self._rows[row].ids)
+
+    def append(self, row: int, ids: Sequence[int]) -> None:
+        """Add tokens that the environment wrote. They are computed when the row's next turn begins.
+
+        Args:
+            row: its number.
+            ids: the tokens.
+        """
+        self._rows[row].ids += ids
+        self._rows[row].pending += ids
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all other rows; those kept are numbered anew in the given order.
+
+        Args:
+            rows: numbers of the rows to keep.
+        """
+        assert self._slots is not None
+        self._slots.select(list(rows))
+        self._rows = [self._rows[i] for i in rows]
+
+    def step(self, limits: Sequence[int], stops: Sequence[str] = ()) -> list[Turn]:
+        """Let the model write one turn on every row.
+
+        Args:
+            limits: most tokens of each row's turn; 0 gives an empty turn.
+            stops: texts that end a turn; they stay in it, with the rest of the token in which they end.
+
+        Returns:
+            One turn for each row.
+        """
+        with torch.inference_mode(False), torch.no_grad(), generating(self.lm.hf):
+            return self._turns(limits, [s for s in stops if s])
+
+    # ---- generation ----
+
+    def _turns(self, limits: Sequence[int], stops: Sequence[str]) -> list[Turn]:
+        rows, sampling = self._rows, self.sampling
+        draws = [_uniforms(sampling.seed, (*row.key, row.turns), n) for row, n in zip(rows, limits, strict=True)]
+        ids: list[list[int]] = [[] for _ in rows]
+        logprobs: list[list[float]] = [[] for _ in rows]
+        stop = ["length"] * len(rows)
+        active = [i for i, limit in enumerate(limits) if limit > 0]
+        while active:
+            chosen, scores = self._draw(self._feed(active), [float(draws[i][len(ids[i])]) for i in active])
+            going = []
+            for i, token, score in zip(active, chosen, scores, strict=True):
+                ids[i].append(token)
+                logprobs[i].append(score)
+                self.append(i, [token])
+                ended = self._ended(ids[i], stops)
+                if ended is not None:
+                    stop[i] = ended
+                elif len(ids[i]) < limits[i]:
+                    going.append(i)
+            active = going
+        for row in rows:
+            row.turns += 1
+        return [Turn(i, p, self._text(i, s), s) for i, p, s in zip(ids, logprobs, stop, strict=True)]
+
+    def _feed(self, active: Sequence[int]) -> Tensor:
+        """Run pending tokens through the model; logits behind the active rows, `[R, V]`.
+
+        Other rows keep their last token pending: the state behind it is wanted when their next turn begins.
+        """
+        slots, rows = self._slots, self._rows
+        assert slots is not None, "open the engine first"
+        cached = sum(len(row.ids) - len(row.pending) for row in rows)
+        if cached < (1 - _MOST_HOLES) * slots.mask_BC.numel():
+            slots.select(list(range(len(rows))))
+        drawn = set(active)
+        take = [max(len(row.pending) - (i not in drawn), 0) for i, row in enumerate(rows)]
+        width = max(take)
+        if width < 1:
+            return torch.empty((0, 0))
+        ids_BQ = torch.zeros((len(rows), width), dtype=torch.long)
+        mask_BQ = torch.zeros((len(rows), width), dtype=torch.bool)
+        for i, (row, n) in enumerate(zip(rows, take, strict=True)):
+            ids_BQ[i, :n] = torch.tensor(row.pending[:n], dtype=torch.long)
+            mask_BQ[i, :n] = True
+            row.pending = row.pending[n:]
+        device = self.lm.device
+        positions_BQ = slots.reserve(mask_BQ.to(device))
+        out = self.lm.base.base_model(
+            input_ids=ids_BQ.to(device),
+            attention_mask=slots.mask_BC.long(),
+            position_ids=positions_BQ,
+            past_key_values=slots.cache,
+            use_cache=True,
+            return_dict=True,
+        )
+        last_R = torch.tensor([take[i] - 1 for i in active], dtype=torch.long, device=device)
+        return self.lm.head(out.last_hidden_state[list(active), last_R])
+
+    def _draw(self, logits_RV: Tensor, uniforms: Sequence[float]) -> tuple[list[int], list[float]]:
+        s = self.sampling
+        tempered_RV = logits_RV.float() / (s.temperature or 1.0)
+        if s.temperature > 0:
+            at = torch.tensor(uniforms, dtype=torch.float64, device=logits_RV.device)
+            chosen_R = draw(logits_RV, at, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k, min_p=s.min_p)
+        else:
+            chosen_R = logits_RV.argmax(-1)
+        logprob_R = tempered_RV.log_softmax(-1).gather(1, chosen_R[:, None])[:, 0]
+        return chosen_R.tolist(), logprob_R.tolist()
+
+    def _ended(self, ids: list[int], stops: Sequence[str]) -> str | None:
+        if ids[-1] in self.stop_ids:
+            return "end"
+        if not stops:
+            return None
+        # A token writes at least one byte of the stop string it ends, so the string lies within this window.
+        window = max(len(s.encode()) for s in stops) + _WINDOW_MARGIN
+        tail = self._decode(ids[-window:])
+        return next((s for s in stops if s in tail), None)
+
+    def _text(self, ids: list[int], stop: str) -> str:
+        text = self._decode(ids[:-1] if stop == "end" else ids)
+        return text[: text.rindex(stop) + len(stop)] if stop not in ("end", "length") else text
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _words(ids: Sequence[int]) -> tuple[int, ...]:
+    digest = hashlib.blake2b(np.asarray(ids, dtype="<i8").tobytes(), digest_size=16).digest()
+    return tuple(np.frombuffer(digest, dtype="<u4").tolist())
+
+
+def _uniforms(seed: int, key: Sequence[int], count: int) -> np.ndarray:
+    """Random numbers of one turn, `float64 [count]` in [0, 1)."""
+    return np.random.default_rng([seed, *key]).random(count)

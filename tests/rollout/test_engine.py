@@ -1,0 +1,188 @@
+"""The multi-turn engine against plain forward passes over each row alone."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rigged_model import WORDS, chain_llama, ids_of, random_llama, word_tokenizer
+
+from lit_reason.errors import UserError
+from lit_reason.models.config import ModelConfig
+from lit_reason.models.language_model import LanguageModel
+from lit_reason.rollout.config import SamplingConfig
+from lit_reason.rollout.engine import Engine
+
+EOS = WORDS.index("<eos>")
+PROMPTS = [ids_of(p) for p in ("a b c d", "q", "r so try 1 2 3")]
+
+
+def engine(hf=None, stop_ids=(EOS,), **sampling) -> Engine:
+    lm = LanguageModel(hf or random_llama(), ModelConfig())
+    chosen = {"temperature": 1.0, "top_p": 1.0, **sampling}
+    return Engine(lm, word_tokenizer(), SamplingConfig(**chosen), stop_ids)
+
+
+def alone(hf, ids, temperature=1.0):
+    """Log-probability of each token after the first, without cache, padding, batch or holes."""
+    with torch.no_grad():
+        logits = hf.eval()(torch.tensor([ids])).logits[0].float() / temperature
+    return logits[:-1].log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+def played(run, copies=2, turns=3, seed=0, limits=(2, 7)):
+    """Several turns with observations of very different lengths; what was sampled, by row and place."""
+    rng = random.Random(seed)
+    run.open(PROMPTS)
+    run.fork(copies)
+    sampled = []
+    for _ in range(turns):
+        n = len(PROMPTS) * copies
+        starts = [len(run.ids(i)) for i in range(n)]
+        for i, turn in enumerate(run.step([rng.randint(*limits) for _ in range(n)])):
+            sampled.append((i, starts[i], turn))
+        for i in range(n):
+            run.append(i, [rng.randrange(len(WORDS)) for _ in range(rng.choice([1, 2, 9]))])
+    return sampled
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probabilities_are_those_of_each_row_alone(temperature):
+    run = engine(temperature=temperature)
+    sampled = played(run)
+    rows = [run.ids(i) for i in range(6)]
+    assert len({tuple(row) for row in rows}) == 6
+    for i, start, turn in sampled:
+        assert rows[i][start : start + len(turn.ids)] == turn.ids
+        expected = alone(run.lm.hf, rows[i], temperature)[start - 1 : start - 1 + len(turn.ids)]
+        torch.testing.assert_close(torch.tensor(turn.logprobs), expected, rtol=0, atol=2e-6)
+
+
+def test_no_token_is_computed_twice():
+    run, seen = engine(), []
+    run.lm.base.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(
+            int(kwargs["attention_mask"][:, -kwargs["input_ids"].shape[1] :].sum())
+        ),
+        with_kwargs=True,
+    )
+    played(run, copies=3)
+    rows = [run.ids(i) for i in range(9)]
+    pending = sum(len(row.pending) for row in run._rows)
+    shared = 2 * sum(len(p) - 1 for p in PROMPTS)  # each prompt once for its three copies, but for its last token
+    assert sum(seen) == sum(len(row) for row in rows) - pending - shared
+
+
+def test_what_a_row_writes_does_not_depend_on_its_neighbours():
+    together = played(engine(), copies=1)
+    run = engine()
+    limits = [random.Random(0).randint(2, 7) for _ in range(1)]
+    run.open([PROMPTS[0]])
+    (turn,) = run.step(limits)
+    assert turn.ids == together[0][2].ids and len(turn.ids) > 1
+
+
+def test_streams_differ_by_rollout_turn_seed_and_copy_of_a_prompt():
+    def first_turns(run, prompts, copies):
+        run.open(prompts)
+        run.fork(copies)
+        return [tuple(t.ids) for t in run.step([8] * (len(prompts) * copies))]
+
+    four = first_turns(engine(temperature=4.0), [PROMPTS[0]], 4)
+    assert len(set(four)) == 4
+    assert first_turns(engine(temperature=4.0), [PROMPTS[0]], 4) == four
+    assert first_turns(engine(temperature=4.0, seed=1), [PROMPTS[0]], 4) != four
+    twice = first_turns(engine(temperature=4.0), [PROMPTS[0], PROMPTS[0]], 1)
+    assert twice[0] != twice[1] and twice[0] == four[0]
+    run = engine(temperature=4.0)
+    run.open([PROMPTS[0]])
+    draws = {tuple(run.step([8])[0].ids) for _ in range(3)}
+    assert len(draws) == 3
+
+
+def test_a_fork_in_mid_dialogue_shares_what_came_before():
+    run = engine()
+    run.open(PROMPTS)
+    run.step([3, 5, 1])
+    before = [run.ids(i) for i in range(3)]
+    run.fork(2)
+    turns = run.step([6] * 6)
+    for i, turn in enumerate(turns):
+        assert run.ids(i) == before[i // 2] + turn.ids
+        expected = alone(run.lm.hf, run.ids(i))[len(before[i // 2]) - 1 :]
+        torch.testing.assert_close(torch.tensor(turn.logprobs), expected, rtol=0, atol=2e-6)
+    assert turns[0].ids != turns[1].ids
+
+
+def test_dropping_rows_leaves_the_others_as_they_were():
+    kept, whole = engine(temperature=0.0), engine(temperature=0.0)
+    for run in (kept, whole):
+        run.open(PROMPTS)
+        run.step([4, 2, 6])
+    kept.keep([2, 0])
+    turns = whole.step([5] * 3)
+    assert [t.ids for t in kept.step([5, 5])] == [turns[2].ids, turns[0].ids]
+    assert kept.ids(0) == whole.ids(2)
+
+
+@pytest.mark.parametrize("limits", [[0, 3, 2], [0, 0, 0]])
+def test_a_row_without_room_writes_nothing(limits):
+    run = engine()
+    run.open(PROMPTS)
+    turns = run.step(limits)
+    assert [len(t.ids) for t in turns] == limits
+    assert {t.stop for t, n in zip(turns, limits, strict=True) if n == 0} == {"length"}
+    again = run.step([2, 2, 2])
+    for i in range(3):
+        start = len(PROMPTS[i]) + limits[i]
+        expected = alone(run.lm.hf, run.ids(i))[start - 1 :]
+        torch.testing.assert_close(torch.tensor(again[i].logprobs), expected, rtol=0, atol=2e-6)
+
+
+def test_an_end_token_is_part_of_the_turn_but_not_of_its_text():
+    run = engine(chain_llama("q 1 2 <eos>", "r so 3"), temperature=0.0)
+    run.open([ids_of("a q"), ids_of("r")])
+    first, second = run.step([9, 2])
+    assert (first.ids, first.text, first.stop) == (ids_of("1 2 <eos>"), "1 2", "end")
+    assert (second.ids, second.text, second.stop) == (ids_of("so 3"), "so 3", "length")
+
+
+def test_a_stop_string_ends_the_turn_wherever_it_lies_in_a_token():
+    run = engine(chain_llama("q try wait </think> so"), temperature=0.0)
+    run.open([ids_of("q")])
+    (turn,) = run.step([9], ["ait </th", "never"])
+    assert turn.ids == ids_of("try wait </think>")  # the whole token was sampled, so the whole token stays
+    assert turn.text == "try wait </th" and turn.stop == "ait </th"
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 3))
+def test_any_dialogue_gives_the_log_probabilities_of_a_fresh_pass(seed, copies, turns):
+    run = engine(seed=seed)
+    for i, start, turn in played(run, copies, turns, seed, limits=(0, 5)):
+        expected = alone(run.lm.hf, run.ids(i))[start - 1 : start - 1 + len(turn.ids)]
+        torch.testing.assert_close(torch.tensor(turn.logprobs), expected, rtol=0, atol=5e-6)
+
+
+def test_modes_are_as_before_and_training_goes_on():
+    run = engine()
+    run.lm.train()
+    run.open(PROMPTS)
+    with torch.inference_mode():
+        run.step([2, 2, 2])
+    assert run.lm.hf.training
+    run.lm.hf(torch.tensor([PROMPTS[0]])).logits.sum().backward()
+
+
+def test_what_cannot_be_sampled_is_refused():
+    with pytest.raises(UserError, match="no end token"):
+        engine(stop_ids=())
+    with pytest.raises(UserError, match="prompt 1 is empty"):
+        engine().open([[1], []])
+    window = random_llama()
+    window.config.layer_types = ["full_attention", "sliding_attention"]
+    with pytest.raises(UserError, match="full attention in every layer.*sliding_attention"):
+        engine(window).open([[1]])
