@@ -186,7 +186,7 @@ def test_what_an_environment_says_cannot_end_a_turn():
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for m in messages %}{% if m.role == 'assistant' %}<assistant> {{ m.content }} <end> {% endif %}{% endfor %}",
+        "{% for m in messages if m.role == 'assistant' %}<assistant> {{ m.content }} <end> {% endfor %}",
         "{% for m in messages %}<{{ m.role }}> {{ m.content if loop.last else m.content | upper }} <end> {% endfor %}",
         "<user> {{ messages[-1].content }} <end> ",
     ],
