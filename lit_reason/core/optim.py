@@ -7,40 +7,112 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.optim import AdamW, Optimizer
 
 from lit_reason.core.config import OptimConfig
 from lit_reason.errors import UserError
+from lit_reason.models.lowrank import lowrank_layers
+from lit_reason.optim.apollo import Apollo
+from lit_reason.optim.fira import Fira
+from lit_reason.optim.galore import GaLore
+from lit_reason.optim.loro import Loro
+from lit_reason.optim.together import Together
+
+SCALES = {"galore": 0.25, "fira": 0.25, "apollo": 1.0, "apollo_mini": 128.0}  # as published
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
+def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: matrices, which decay, and vectors, which do not."""
-    trained = [p for _, p in named if p.requires_grad]
-    groups = [
+    trained = [p for p in parameters if p.requires_grad]
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [g for g in groups if g["params"]]
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """The trainable matrices of hidden layers: neither embeddings nor the output layer.
+
+    Args:
+        module: a regime, whose `lm.head` says which the output layer is, or any other module.
+    """
+    ends = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    if hasattr(module, "lm"):
+        lm: Any = module.lm
+        ends.add(id(lm.head.weight))
+    return [p for p in module.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in ends]
+
+
+def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
     """The optimizer of a recipe over the trainable parameters of `module`.
 
     Args:
         module: its parameters with `requires_grad` are trained.
-        config: name, rate, decay, betas, eps.
+        config: name, rate, decay, betas, eps, subspace.
 
     Raises:
-        UserError: nothing is trainable, or the optimizer needs a package that is not installed.
+        UserError: nothing is trainable, the optimizer needs a package that is not installed, or does not fit the model.
     """
-    groups = parameter_groups(module.named_parameters(), config.weight_decay)
+    groups = parameter_groups(module.parameters(), config.weight_decay)
     if not groups:
         raise UserError("the model has no trainable parameter: every weight is frozen")
     settings: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}
+    if config.optimizer == "adamw":
+        # fused: 5 to 6 times less CPU time a step than the loop, and as fast as it gets on CUDA
+        return AdamW(groups, fused=True, **settings)
     if config.optimizer == "adamw8bit":
         try:
             import bitsandbytes
         except ImportError as error:
             raise UserError("optim.optimizer adamw8bit needs bitsandbytes: pip install 'lit-reason[quant]'") from error
         return bitsandbytes.optim.AdamW8bit(groups, **settings)
-    # fused: 5 to 6 times less CPU time a step than the loop, and as fast as it gets on CUDA
-    return torch.optim.AdamW(groups, fused=True, **settings)
+    if config.optimizer == "loro":
+        return _loro(module, config, settings)
+    matrices = hidden_matrices(module)
+    if not matrices:
+        raise UserError(f"optim.optimizer {config.optimizer}: the model has no trainable matrix in a hidden layer")
+    taken = {id(p) for p in matrices}
+    rest = parameter_groups((p for p in module.parameters() if id(p) not in taken), config.weight_decay)
+    special = _special(matrices, config, settings)
+    return Together(special, AdamW(rest, fused=True, **settings)) if rest else special
+
+
+def _special(matrices: list[nn.Parameter], config: OptimConfig, settings: dict[str, Any]) -> Optimizer:
+    """The optimizer of the hidden matrices."""
+    decay, name = config.weight_decay, config.optimizer
+    if name == "muon":
+        # This adjustment gives updates the size of AdamW's, so that one rate serves both.
+        return torch.optim.Muon(matrices, lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+    _refuse_shards(matrices, name)
+    subspace = config.subspace
+    common = {
+        **settings,
+        "weight_decay": decay,
+        "rank": 1 if name == "apollo_mini" else subspace.rank,
+        "refresh_steps": subspace.refresh_steps,
+        "scale": SCALES[name] if subspace.scale is None else subspace.scale,
+    }
+    if name == "galore":
+        return GaLore(matrices, **common)
+    if name == "fira":
+        return Fira(matrices, paper_exact=subspace.paper_exact, **common)
+    return Apollo(matrices, per_tensor=name == "apollo_mini", seed=torch.initial_seed() % 2**32, **common)
+
+
+def _loro(module: nn.Module, config: OptimConfig, settings: dict[str, Any]) -> Loro:
+    layers = [layer for _, layer in lowrank_layers(module)]
+    if not layers:
+        raise UserError("optim.optimizer loro trains the factors of low-rank layers: set lm.lowrank")
+    factors = [p for layer in layers for p in (layer.out_factor, layer.in_factor)]
+    _refuse_shards(factors, "loro")
+    taken = {id(p) for p in factors}
+    rest = parameter_groups((p for p in module.parameters() if id(p) not in taken), config.weight_decay)
+    pairs = {"params": factors, "scales": [layer.scale for layer in layers]}
+    return Loro([pairs, *rest], exact_steps=config.subspace.refresh_steps, **settings)
+
+
+def _refuse_shards(matrices: list[nn.Parameter], name: str) -> None:
+    if any(isinstance(p, DTensor) for p in matrices):
+        raise UserError(f"optim.optimizer {name} needs whole matrices, not shards: use trainer.strategy ddp, not fsdp2")

@@ -1,0 +1,1 @@
+"""Optimizers that torch does not have, their states plain tensors, so that checkpoints load without running code."""
