@@ -13,8 +13,8 @@ test: $(INSTALLED)  ## the tests, as continuous integration runs them
 	$(BIN)/python -m pytest
 
 checks: $(INSTALLED)  ## formatting, lint, types, docstrings against signatures
-	$(BIN)/ruff format --check lit_reason tests benchmarks
-	$(BIN)/ruff check lit_reason tests benchmarks
+	$(BIN)/ruff format --check lit_reason kernels callbacks tests benchmarks
+	$(BIN)/ruff check lit_reason kernels callbacks tests benchmarks
 	$(BIN)/mypy -p lit_reason
 	$(BIN)/ruff check --preview --select DOC102 lit_reason   # no docstring names an argument that is gone
 

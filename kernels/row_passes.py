@@ -36,6 +36,11 @@ class Transform(NamedTuple):
     softcap: float | None = None
     inverse_temperature: float = 1.0
 
+    @property
+    def is_identity(self) -> bool:
+        """Whether the products are the logits already."""
+        return self.bias_V is None and self.softcap is None and self.inverse_temperature == 1.0
+
 
 class RowStats(NamedTuple):
     """What one pass over the logits of a row finds out; each of shape [r].
@@ -90,7 +95,8 @@ def row_stats(logits_rV: Tensor, targets_r: Tensor, transform: Transform) -> Row
     logp, entropy, largest, log_sum = (_vector(logits_rV) for _ in range(4))
     hit = torch.empty_like(targets_r, dtype=torch.bool)
     for part, (z, e) in _blocks(logits_rV, buffers=2):
-        _finite_(_transformed(logits_rV[part], transform, out=z))
+        # A masked column becomes a number whose exponential is exactly 0: no inf - inf and no 0 * inf below.
+        torch.clamp(_transformed(logits_rV[part], transform, z), min=torch.finfo(z.dtype).min / 2, out=z)
         columns = targets_r[part]
         at_target = z.gather(1, columns.clamp(min=0)[:, None])[:, 0].masked_fill_(columns < 0, 0.0)
         top, first = z.max(dim=-1)
@@ -123,20 +129,26 @@ def row_grad_(
         transform: from products to z.
     """
     softcap, scale = transform.softcap, transform.inverse_temperature
-    for part, buffers in _blocks(logits_rV, buffers=2 + (softcap is not None)):
-        z = _finite_(_transformed(logits_rV[part], transform, out=buffers[0]))
-        slope = None if softcap is None else _cap_slope(z, softcap * scale, out=buffers[2])
-        columns, g_logp = targets_r[part], g_logp_r[part] * scale
-        log_p = z.sub_(stats.largest_r[part][:, None]).sub_(stats.log_sum_r[part][:, None]).clamp_(min=NO_CHANCE)
-        p = torch.exp(log_p, out=buffers[1])
+    for part, (work, *others) in _blocks(logits_rV, buffers=2 + (softcap is not None)):
+        logits = logits_rV[part]
+        z = _transformed(logits, transform, work)
+        slope = None if softcap is None else _cap_slope(z, softcap * scale, out=others[1])
+        shifted = torch.sub(z, stats.largest_r[part][:, None], out=work)
+        dz = logits if logits.dtype == work.dtype else others[0]
+        g_logp, log_sum = g_logp_r[part] * scale, stats.log_sum_r[part]
         if g_entropy_r is None:
-            dz = p.mul_(-g_logp[:, None])
+            torch.exp(shifted, out=dz).mul_((-g_logp * torch.exp(-log_sum))[:, None])
         else:
+            log_p = shifted.sub_(log_sum[:, None]).clamp_(min=NO_CHANCE)
+            torch.exp(log_p, out=dz)
             g_entropy = g_entropy_r[part] * scale
-            factor = log_p.add_(stats.entropy_r[part][:, None]).mul_(-g_entropy[:, None]).sub_(g_logp[:, None])
-            dz = p.mul_(factor)
+            dz.mul_(log_p.add_(stats.entropy_r[part][:, None]).mul_(-g_entropy[:, None]).sub_(g_logp[:, None]))
+        columns = targets_r[part]
         dz.scatter_add_(1, columns.clamp(min=0)[:, None], g_logp.masked_fill(columns < 0, 0.0)[:, None])
-        logits_rV[part].copy_(dz if slope is None else dz.mul_(slope))
+        if slope is not None:
+            dz.mul_(slope)
+        if dz is not logits:
+            logits.copy_(dz)
 
 
 def divergence_stats(
@@ -167,9 +179,10 @@ def divergence_stats(
     value, inner, lse_s, lse_t = (_vector(logits_s_rV) for _ in range(4))
     for part, (s, t, work) in _blocks(logits_s_rV, buffers=3):
         for logits, transform, lse, out in ((logits_s_rV, transform_s, lse_s, s), (logits_t_rV, transform_t, lse_t, t)):
-            z = _transformed(logits[part], transform, out=out)
-            lse[part] = torch.logsumexp(z, -1)
-            z.sub_(lse[part][:, None])
+            z = _transformed(logits[part], transform, out)
+            top = z.amax(-1)
+            lse[part] = top + torch.sub(z, top[:, None], out=work).exp_().sum(-1).log()
+            torch.sub(z, lse[part][:, None], out=out)
         if kind == "fkl":
             value[part], inner[part] = _kl(t, s, work), 0.0
         elif kind == "rkl":
@@ -208,11 +221,11 @@ def divergence_grad_(
     """
     softcap, scale = transform_s.softcap, transform_s.inverse_temperature
     for part, buffers in _blocks(logits_s_rV, buffers=3 + (softcap is not None)):
-        s = _transformed(logits_s_rV[part], transform_s, out=buffers[0])
+        s = _transformed(logits_s_rV[part], transform_s, buffers[0])
         slope = None if softcap is None else _cap_slope(s, softcap * scale, out=buffers[3])
-        t = _transformed(logits_t_rV[part], transform_t, out=buffers[1])
-        s.sub_(stats.lse_s_r[part][:, None])
-        t.sub_(stats.lse_t_r[part][:, None])
+        t = _transformed(logits_t_rV[part], transform_t, buffers[1])
+        s = torch.sub(s, stats.lse_s_r[part][:, None], out=buffers[0])
+        t = torch.sub(t, stats.lse_t_r[part][:, None], out=buffers[1])
         p = torch.exp(s, out=buffers[2])
         g = (g_r[part] * scale)[:, None]
         if kind == "fkl":
@@ -244,9 +257,11 @@ def _blocks(logits: Tensor, buffers: int) -> Iterator[tuple[slice, list[Tensor]]
         yield slice(start, stop), [buffer[: stop - start] for buffer in scratch]
 
 
-def _transformed(logits: Tensor, transform: Transform, out: Tensor) -> Tensor:
-    """The z of some rows, in `out`."""
-    z = out.copy_(logits)
+def _transformed(logits: Tensor, transform: Transform, work: Tensor) -> Tensor:
+    """The z of some rows: the logits themselves where they are that already, otherwise in `work`."""
+    if logits.dtype == work.dtype and transform.is_identity:
+        return logits
+    z = work.copy_(logits)
     if transform.bias_V is not None:
         z.add_(transform.bias_V)
     if transform.softcap is not None:
@@ -255,11 +270,6 @@ def _transformed(logits: Tensor, transform: Transform, out: Tensor) -> Tensor:
     if transform.inverse_temperature != 1.0:
         z.mul_(transform.inverse_temperature)
     return z
-
-
-def _finite_(z: Tensor) -> Tensor:
-    """A masked column becomes a number whose exponential is exactly 0: no inf - inf and no 0 * inf after it."""
-    return z.clamp_(min=torch.finfo(z.dtype).min / 2)
 
 
 def _cap_slope(z: Tensor, bound: float, out: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def test_chunk_size_does_not_matter():
 
 
 def test_large_vocabulary_uses_several_row_blocks(monkeypatch):
-    monkeypatch.setattr("lit_reason.kernels.head_loss.SCRATCH_BYTES_ON_CPU", 3 * 4 * 1000)  # three rows
+    monkeypatch.setattr("lit_reason.kernels.row_passes.SCRATCH_BYTES_ON_CPU", 3 * 4 * 1000)  # three rows
     case = make(37, 8, 1000, torch.float32)
     assert_close(run(case, chunk_rows=20, softcap=3.0), exact(case, softcap=3.0), 2e-6)
 
@@ -257,7 +257,7 @@ def test_backward_runs_once():
     out.loss_sum.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="backward ran twice"):
         out.loss_sum.backward()
-    assert not any(t.requires_grad for t in out[1:])
+    assert not any(t.requires_grad for t in out[1:4])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -384,7 +384,7 @@ def test_environment_forces_a_backend(monkeypatch):
         ({"temperature": math.nan}, "temperature is nan"),
         ({"softcap": -1.0}, "softcap is -1.0"),
         ({"chunk_rows": 0}, "chunk_rows is 0"),
-        ({"backend": "tritn"}, "backend is 'tritn'; allowed: auto, torch, reference"),
+        ({"backend": "tritn"}, "backend is 'tritn'; allowed: auto, torch, triton, reference"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
