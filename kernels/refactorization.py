@@ -64,9 +64,9 @@ def refactorize_sharded(
 ) -> tuple[Tensor, Tensor]:
     """`refactorize` of factors whose rows are spread over processes, without gathering them (TSQR).
 
-    Each process decomposes its own rows, all exchange the R x R triangles, and every process decomposes the stack of
-    them: 4 R^2 numbers a process move instead of (M + N) R. All processes of the group must call this together; the
-    core is decomposed on the first, because libraries need not agree to the last bit on different devices.
+    Each process decomposes its own rows. The first decomposes the stack of the R x R triangles and says how each
+    process has to mix its own basis; it alone, because libraries on different devices need not agree on signs. About
+    4 P R^2 numbers move instead of (M + N) R. All processes of the group must call this together.
 
     Args:
         out_shard_MR: this process's rows of B; any number of rows, none included.
@@ -80,33 +80,31 @@ def refactorize_sharded(
         torch.linalg.LinAlgError: as `refactorize`, on all processes.
     """
     wide = torch.promote_types(out_shard_MR.dtype, torch.float32)
-    out_basis, out_core = _tall_qr(out_shard_MR.to(wide), group)
-    in_basis, in_core = _tall_qr(in_shard_NR.to(wide), group)
-    rank = out_shard_MR.shape[-1]
-    split = out_core.new_full((2, rank, rank), float("nan"))
+    out_basis, out_stack = _own_qr(out_shard_MR.to(wide), group)
+    in_basis, in_stack = _own_qr(in_shard_NR.to(wide), group)
+    mixing = out_stack.new_full((2, *out_stack.shape), float("nan"))
     if dist.get_rank(group) == 0:
         try:
-            split = torch.stack(balanced_split(out_core @ in_core.mT))
+            torch.stack(refactorize(out_stack, in_stack), out=mixing)
         except torch.linalg.LinAlgError:
-            pass  # the others wait: NaN tells them
-    dist.broadcast(split, group=group, group_src=0)
-    if not split.isfinite().all():
+            pass  # the others wait, and NaN tells them
+    dist.broadcast(mixing, group=group, group_src=0)
+    if not mixing.isfinite().all():
         raise torch.linalg.LinAlgError("refactorize_sharded: the factors are not finite, or their SVD failed")
-    new_out, new_in = out_basis @ split[0], in_basis @ split[1]
+    first = dist.get_rank(group) * out_stack.shape[-1]
+    new_out = out_basis @ mixing[0, first : first + out_basis.shape[-1]]
+    new_in = in_basis @ mixing[1, first : first + in_basis.shape[-1]]
     signs = _signs(_largest(torch.cat(_gathered(_largest(new_out), group))))
     return (new_out * signs).to(out_shard_MR.dtype), (new_in * signs).to(in_shard_NR.dtype)
 
 
-def _tall_qr(shard: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """This process's rows of Q, and R, of a matrix whose rows are spread over the group."""
+def _own_qr(shard: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """A basis of this process's rows, and the stacked triangles of all processes, [P R, R]."""
     rank = shard.shape[-1]
-    own_basis, own_core = torch.linalg.qr(shard)
+    basis, triangle = torch.linalg.qr(shard)
     filled = shard.new_zeros(rank, rank)
-    filled[: len(own_core)] = own_core  # fewer rows than columns give a flat triangle
-    stack = torch.cat(_gathered(filled, group))
-    basis, core = torch.linalg.qr(stack)
-    first = dist.get_rank(group) * rank
-    return own_basis @ basis[first : first + own_basis.shape[-1]], core
+    filled[: len(triangle)] = triangle  # fewer rows than columns leave the rest empty
+    return basis, torch.cat(_gathered(filled, group))
 
 
 def _gathered(tensor: Tensor, group: dist.ProcessGroup | None) -> list[Tensor]:
