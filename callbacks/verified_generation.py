@@ -30,7 +30,7 @@ class VerifiedGeneration(Callback):
     set, between two evaluations they see the newest numbers there are; give `ModelCheckpoint` the same
     interval as `every_n_train_steps`.
 
-    Needs `datamodule.eval_prompts(limit)`, `datamodule.renderer.stop_ids`, `module.lm` and
+    Needs `datamodule.eval_prompts(limit)`, `datamodule.stop_ids`, `module.lm` and
     `module.tokenizer`. Every process takes part: under DDP each generates for its share of the problems,
     under strategies that shard the model all generate for all of them in step.
 
@@ -148,7 +148,7 @@ class VerifiedGeneration(Callback):
                 self.sampling,
                 self.checker,
                 self.k,
-                stop_ids=data.renderer.stop_ids,
+                stop_ids=data.stop_ids,
                 progress=trainer.is_global_zero,
                 part=self.part,
                 ranks="split" if holds_whole_model(trainer) else "same",

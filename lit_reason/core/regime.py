@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -34,7 +34,7 @@ from lit_reason.strategies.sharding import shard
 class Regime(LightningModule):
     """Base of all training regimes: builds the model, optimizer and schedule, and normalises exactly.
 
-    A subclass implements `training_step`. Batches are `Pack`s.
+    A subclass implements `training_step`. Batches are `Pack`s unless its data module and it agree on something else.
 
     Args:
         lm: the model.
@@ -43,9 +43,11 @@ class Regime(LightningModule):
 
     Attributes:
         lm: the model, once Lightning has called `configure_model`.
+        learns: the training figure by which one sees that the method learns, and which way it goes then.
     """
 
     lm: LanguageModel
+    learns: ClassVar[tuple[str, Literal["falls", "rises"]]] = ("train/loss", "falls")
 
     def __init__(
         self,
@@ -122,7 +124,9 @@ class Regime(LightningModule):
         meter.update(out.logp_S, out.entropy_S, out.hit_S, pack.target_weight, pack.target_segment, pack.target_decile)
 
     def log_meter(self, meter: Metric, prefix: str) -> None:
-        """Log what a meter gathered since the last time, and reset it."""
+        """Log what a meter gathered since the last time, and reset it; nothing where a regime records nothing."""
+        if not meter.update_called:
+            return
         figures = meter.compute()
         meter.reset()
         results: Any = self.trainer._results  # Lightning would log a figure again that this time has no value
@@ -229,7 +233,7 @@ class Regime(LightningModule):
             self.tokenizer,
             [prompt.ids for prompt in batch],
             self.sampling,
-            stop_ids=self._data.renderer.stop_ids,
+            stop_ids=self._data.stop_ids,
             progress=False,
         )
         return [

@@ -127,6 +127,11 @@ class TraceData(LightningDataModule):
         return bool(self.files["val"]) or (self.holdout > 0 and bool(self.files["train"]))
 
     @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a turn, for generation."""
+        return self.renderer.stop_ids
+
+    @property
     def ledger(self) -> dict[str, Any]:
         """What condensation and rendering did to the training rows (for the run report); empty before `fit`."""
         return self.stores["train"].meta if "train" in self.stores else {}

@@ -58,7 +58,7 @@ class Scripted(LightningModule):
 class Problems(LightningDataModule):
     """ "q" is to be answered by 5, "r" by 7, "c" by 2: accuracy is 2/3 when the model answers 5, else 1/3."""
 
-    renderer = SimpleNamespace(stop_ids=(WORDS.index("<eos>"),))
+    stop_ids = (WORDS.index("<eos>"),)
 
     def __init__(self, rows=4):
         super().__init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from lit_reason.data.packing import Pack
+from lit_reason.errors import UserError
 from lit_reason.regimes.sft.regime import SFTRegime
 
 
@@ -74,3 +75,20 @@ class SecretiveRegime(SFTRegime):
     def __init__(self, *args, strength: float = 1.0, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.strength = strength
+
+
+class DeafRegime(SFTRegime):
+    """Trains the whole model whether or not it is given an adapter."""
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        self.lm.requires_grad_(True)
+
+
+class MuteRegime(SFTRegime):
+    """Refuses adapters without saying so."""
+
+    def configure_model(self) -> None:
+        if self.lm_config.adapter:
+            raise UserError("this cannot be done")
+        super().configure_model()

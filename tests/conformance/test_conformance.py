@@ -1,7 +1,7 @@
-"""Every regime under `lit_reason.regimes` keeps the shared promises with its recipe `recipes/smoke/<regime>.yaml`.
+"""Every regime under `lit_reason.regimes` keeps the shared promises with its recipes in `recipes/smoke/`.
 
-Nothing is registered: a new regime folder is found by the scan. To record its first losses, once:
-`pytest tests/conformance --write-golden`.
+Nothing is registered: regimes are found by a scan, and their tiny recipes by the class that these name. To record the
+first losses of a recipe, once: `pytest tests/conformance --write-golden`.
 """
 
 from __future__ import annotations
@@ -11,28 +11,34 @@ from pathlib import Path
 import promise_breakers
 import promises
 import pytest
-from promises import PROMISES, Case, find_regimes, the_first_steps_are_as_recorded, write_golden
+from promises import PROMISES, Case, find_regimes, recipes_of, the_first_steps_are_as_recorded, write_golden
 
 from lit_reason.cli.recipes import ROOT
+from lit_reason.regimes.sft.regime import SFTRegime
 
+SMOKE = ROOT / "smoke"
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 REGIMES = find_regimes()
+CASES = [(regime, recipe) for regime in REGIMES for recipe in recipes_of(regime, SMOKE)]
 
 
-def test_the_scan_finds_regimes():
-    assert REGIMES["sft"][0].__name__ == "SFTRegime"
+def test_the_scan_finds_regimes_and_their_recipes():
+    assert SFTRegime in REGIMES and (SFTRegime, SMOKE / "sft.yaml") in CASES
 
 
-@pytest.mark.parametrize("name", REGIMES)
-def test_each_folder_has_one_regime_and_a_tiny_recipe(name):
-    assert len(REGIMES[name]) == 1, "one regime a folder, so that its recipe is found by its name"
-    assert (ROOT / "smoke" / f"{name}.yaml").is_file()
+@pytest.mark.parametrize("regime", REGIMES, ids=lambda regime: regime.__name__)
+def test_each_regime_has_a_tiny_recipe(regime):
+    assert recipes_of(regime, SMOKE), f"no recipe in {SMOKE} has class_path: {regime.__name__}"
 
 
-@pytest.fixture(scope="module", params=REGIMES)
+def test_each_tiny_recipe_is_checked():
+    assert {recipe for _, recipe in CASES} == set(SMOKE.glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda pair: pair[1].stem)
 def case(request, smoke_folder) -> Case:
-    name = request.param
-    return Case(name, REGIMES[name][0], ROOT / "smoke" / f"{name}.yaml", smoke_folder, GOLDEN / f"{name}.json")
+    regime, recipe = request.param
+    return Case(recipe.stem, regime, recipe, smoke_folder, GOLDEN / f"{recipe.stem}.json")
 
 
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda check: check.__name__)
@@ -51,20 +57,21 @@ def test_two_processes_equal_one(case, tmp_path):
 @pytest.mark.parametrize(
     ("regime", "broken"),
     [
-        (promise_breakers.ClimbingRegime, promises.fits_and_the_loss_falls),
+        (promise_breakers.ClimbingRegime, promises.fits_and_learns),
         (promise_breakers.MeanOfMeansRegime, promises.micro_batches_equal_one_batch),
-        (promise_breakers.UnseededRegime, promises.the_seed_decides_the_losses),
-        (promise_breakers.UnseededRegime, promises.the_saved_config_repeats_the_run),
+        (promise_breakers.UnseededRegime, promises.the_saved_config_repeats_the_run_bit_for_bit),
         (promise_breakers.ForgetfulRegime, promises.a_resume_within_an_epoch_is_bit_equal),
-        (promise_breakers.HalfRegime, promises.full_training_changes_every_weight),
+        (promise_breakers.HalfRegime, promises.full_training_changes_every_trained_weight_and_no_other),
         (promise_breakers.HalfRegime, promises.the_first_steps_are_as_recorded),
+        (promise_breakers.DeafRegime, promises.an_adapter_trains_alone),
+        (promise_breakers.MuteRegime, promises.an_adapter_trains_alone),
         (promise_breakers.SecretiveRegime, promises.every_setting_has_a_line_in_the_docstring),
         (promise_breakers.SecretiveRegime, promises.the_recipe_explains_itself_and_names_the_regime),
     ],
     ids=lambda thing: thing.__name__,
 )
 def test_a_broken_promise_is_seen(regime, broken, smoke_folder, tmp_path):
-    recipe = ROOT / "smoke/sft.yaml"
+    recipe = SMOKE / "sft.yaml"
     if broken is not promises.the_recipe_explains_itself_and_names_the_regime:
         text = recipe.read_text().replace("SFTRegime", f"promise_breakers.{regime.__name__}")
         recipe = tmp_path / "broken.yaml"
@@ -77,7 +84,7 @@ def test_a_broken_promise_is_seen(regime, broken, smoke_folder, tmp_path):
 @pytest.mark.dist
 def test_processes_that_do_not_add_up_are_seen(smoke_folder, tmp_path):
     recipe = tmp_path / "broken.yaml"
-    recipe.write_text((ROOT / "smoke/sft.yaml").read_text().replace("SFTRegime", "promise_breakers.PerRankRegime"))
+    recipe.write_text((SMOKE / "sft.yaml").read_text().replace("SFTRegime", "promise_breakers.PerRankRegime"))
     with pytest.raises(AssertionError, match="ddp"):
         regime = promise_breakers.PerRankRegime
         promises.two_processes_equal_one(Case("broken", regime, recipe, smoke_folder, GOLDEN / "sft.json"), tmp_path)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from promises import PROMISES, Case, find_regimes, own_settings, two_processes_equal_one, write_golden
+from promises import PROMISES, Case, find_regimes, own_settings, recipes_of, two_processes_equal_one, write_golden
 
 from lit_reason.cli import door
 from lit_reason.core.regime import Regime
@@ -44,7 +44,8 @@ def test_its_own_settings_are_among_the_checked(case):
 
 
 def test_the_scan_would_find_it(case):
-    assert find_regimes("fresh_idea") == {"regime": [case.regime]}
+    assert find_regimes("fresh_idea") == [case.regime]
+    assert recipes_of(case.regime, case.recipe.parent) == [case.recipe]
     assert issubclass(case.regime, Regime) and Path(inspect.getfile(case.regime)).parent.name == "fresh_idea"
 
 
