@@ -32,11 +32,13 @@ class PerRankRegime(SFTRegime):
 
 
 class UnseededRegime(SFTRegime):
-    """Draws from a source of its own."""
+    """Jolts the output layer by noise from a source of its own."""
 
     def training_step(self, batch: Pack, batch_idx: int) -> torch.Tensor:
-        noise = torch.rand((), generator=self.source)
-        return super().training_step(batch, batch_idx) * noise
+        weight = self.lm.head.layer.weight
+        with torch.no_grad():
+            weight.add_(0.01 * torch.randn(weight.shape, generator=self.source))
+        return super().training_step(batch, batch_idx)
 
     def on_fit_start(self) -> None:
         self.source = torch.Generator()
