@@ -64,7 +64,7 @@ def test_sliding_window_changes_the_result():
     assert (near[4:] - far[4:]).abs().amax(-1).min() > 1e-3
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
 def test_gradients_equal_those_of_separate_documents(family):
     lm, docs = tiny(family), documents(*LENGTHS)
     twin = eager_twin(lm)
