@@ -7,39 +7,16 @@ then takes some seconds, using it does not.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lit_reason.cli.door import TRAINER_VERBS, VERBS
+from lit_reason.cli.command_parser import CommandParser
+from lit_reason.cli.door import OTHER_VERBS, TRAINER_VERBS, VERBS
 from lit_reason.cli.recipes import find_recipes
 
 COMMON = ("--config", "--print_config", "--help", "--ckpt_path", "--seed_everything", "--model", "--data")
-INSPECT = (
-    "--config",
-    "--model",
-    "--rows",
-    "--row",
-    "--full",
-    "--html",
-    "--split",
-    "--strategy",
-    "--tau",
-    "--max-length",
-)
-EDGES = (
-    "--model",
-    "--limit",
-    "--out",
-    "--segmenter",
-    "--pattern",
-    "--min-chars",
-    "--format",
-    "--chat-template",
-    "--turn-text",
-    "--max-length",
-    "--batch-tokens",
-)
 SHELLS = ("bash", "zsh", "fish")
 
 BASH = r"""
@@ -49,11 +26,7 @@ _lit_reason() {
   COMPREPLY=()
   case "$verb" in
     @TRAINER_VERBS@) options="@OPTIONS@" ;;
-    doctor|completion) options="--full --help" ;;
-    schema) options="--write --help" ;;
-    new) options="--into --title --help" ;;
-    inspect) options="@INSPECT@ --help" ;;
-    edges) options="@EDGES@ --help" ;;
+@CASES@
   esac
   if [[ $COMP_CWORD -eq 1 ]]; then
     COMPREPLY=( $(compgen -W "@VERBS@ --help --version" -- "$word") )
@@ -76,6 +49,16 @@ ZSH_HEAD = """\
 autoload -U +X compinit && compinit -u
 autoload -U +X bashcompinit && bashcompinit
 """
+
+
+def verb_options() -> dict[str, list[str]]:
+    """Long options of each verb that has a parser of its own; none of them imports anything heavy for it."""
+    found = {}
+    for verb in OTHER_VERBS.keys() - {"list", "show"}:
+        module = importlib.import_module(f"lit_reason.cli.{verb}")
+        found[verb] = module.build_parser().options()
+    found["inspect"].append("--split")  # with --config alone
+    return dict(sorted(found.items()))
 
 
 def option_names(schema: dict[str, Any]) -> list[str]:
@@ -118,17 +101,10 @@ def script(shell: str, options: Sequence[str] = COMMON) -> str:
     recipes = [recipe.name for recipe in find_recipes()]
     if shell == "fish":
         return _fish(recipes, options)
-    text = BASH.lstrip("\n")
-    for mark, words in (
-        ("VERBS", VERBS),
-        ("RECIPES", recipes),
-        ("SHELLS", SHELLS),
-        ("OPTIONS", options),
-        ("INSPECT", INSPECT),
-        ("EDGES", EDGES),
-    ):
+    cases = [f'    {verb}) options="{" ".join(names)}" ;;' for verb, names in verb_options().items()]
+    text = BASH.lstrip("\n").replace("@CASES@", "\n".join(cases)).replace("@TRAINER_VERBS@", "|".join(TRAINER_VERBS))
+    for mark, words in (("VERBS", VERBS), ("RECIPES", recipes), ("SHELLS", SHELLS), ("OPTIONS", options)):
         text = text.replace(f"@{mark}@", " ".join(words))
-    text = text.replace("@TRAINER_VERBS@", "|".join(TRAINER_VERBS))
     comment = f'# {shell} completion of lit-reason; to load it: eval "$(lit-reason completion {shell})"\n'
     return comment + (ZSH_HEAD if shell == "zsh" else "") + text
 
@@ -143,14 +119,22 @@ def _fish(recipes: Sequence[str], options: Sequence[str]) -> str:
     lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from completion' -f -a '{' '.join(SHELLS)}'")
     lines.append("complete -c lit-reason -n '__fish_seen_subcommand_from new' -a regime")
     lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from {runs}' -l config -s c -r -a '{names}'")
-    inspect = "complete -c lit-reason -n '__fish_seen_subcommand_from inspect'"
-    lines.append(f"{inspect} -l config -s c -r -a '{names}'")
-    lines += [f"{inspect} -l {option[2:]}" for option in INSPECT[1:]]
-    lines += [f"complete -c lit-reason -n '__fish_seen_subcommand_from edges' -l {option[2:]}" for option in EDGES]
+    lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from inspect' -l config -s c -r -a '{names}'")
+    for verb, its_options in verb_options().items():
+        seen = f"complete -c lit-reason -n '__fish_seen_subcommand_from {verb}'"
+        lines += [f"{seen} -l {option[2:]}" for option in its_options if option not in ("--config", "--help")]
     for option in options:
         if option not in ("--config", "--help"):
             lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from {runs}' -l {option[2:]}")
     return "\n".join(lines) + "\n"
+
+
+def build_parser() -> CommandParser:
+    """The command's parser."""
+    parser = CommandParser("completion", "Print a completion script.")
+    parser.add_argument("shell", choices=SHELLS, help="whose script")
+    parser.add_argument("--full", action="store_true", help="with every dotted option; takes some seconds to make")
+    return parser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -159,12 +143,7 @@ def main(argv: Sequence[str]) -> int:
     Args:
         argv: arguments after the verb.
     """
-    import argparse
-
-    parser = argparse.ArgumentParser("lit-reason completion", description="Print a completion script.")
-    parser.add_argument("shell", choices=SHELLS)
-    parser.add_argument("--full", action="store_true", help="with every dotted option; takes some seconds to make")
-    given = parser.parse_args(argv)
+    given = build_parser().parse_args(argv)
     options: Sequence[str] = COMMON
     if given.full:
         from lit_reason.cli.reason_cli import house_classes, schema_for

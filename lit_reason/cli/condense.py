@@ -15,10 +15,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from lit_reason.cli.command_parser import CommandParser
 from lit_reason.data.config import CondenseConfig
-from lit_reason.errors import RowError, UserError, did_you_mean
+from lit_reason.errors import RowError, UserError
 
 if TYPE_CHECKING:
     from lit_reason.data.condensation.condense import Condenser
@@ -52,34 +53,10 @@ def approximate_tokens(text: str) -> int:
     return len(_PIECE.findall(text))
 
 
-class CommandParser(argparse.ArgumentParser):
-    """Refuses with a UserError that names the nearest option; `prog` is `lit-reason VERB`."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print.
-
-        Args:
-            message: of argparse.
-
-        Raises:
-            UserError: always.
-        """
-        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
-        known = [option for action in self._actions for option in action.option_strings]
-        near = did_you_mean(unknown[1], known) if unknown else ""
-        raise UserError(f"{self.prog.split()[-1]}: {message}{near}\nSee {self.prog} --help")
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command's parser; the options of condensation come from the fields and docstring of
     `CondenseConfig`."""
-    parser = CommandParser(
-        prog="lit-reason condense",
-        description="Shorten the reasoning traces of a file; its rows keep their format.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("condense", "Shorten the reasoning traces of a file; its rows keep their format.", EPILOG)
     parser.add_argument("source", metavar="IN", help="JSONL, JSON or parquet file, saved data set or hub id")
     parser.add_argument("target", metavar="OUT", help="file to write: .jsonl, .ndjson, .json (a list) or .parquet")
     add_rules(parser, strategy="epic")
@@ -187,7 +164,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with row_writer(rows_part, target, source) as put:
             written = _condense_rows(condenser, source, quarantine, options, put)
         if not written:
-            raise UserError(f"no row of {source} is left, nothing was written\n{condenser.ledger.summary()}")
+            raise UserError(
+                f"no row of {source} is left, nothing was written\n{condenser.ledger.summary()}\n{quarantine.summary()}"
+            )
         ledger = {"source": source, "tokens_are": unit, "config": dataclasses.asdict(config), **_versions()}
         ledger |= condenser.ledger.to_dict() | {"bad_rows": dict(quarantine.counts)}
         ledger_part.write_text(json.dumps(ledger, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

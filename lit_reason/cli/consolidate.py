@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_reason.cli.condense import CommandParser
+from lit_reason.cli.command_parser import CommandParser
 
 EPILOG = """\
 The file resumes with any strategy and number of processes:
 
   lit-reason consolidate runs/version_0/checkpoints/last.ckpt last-one-file.ckpt
   lit-reason fit --config RECIPE --ckpt_path last-one-file.ckpt --trainer.devices 1"""
+
+
+def build_parser() -> CommandParser:
+    """The command's parser."""
+    parser = CommandParser("consolidate", "Make one file of a checkpoint folder of shards.", EPILOG)
+    parser.add_argument("folder", type=Path, help="checkpoint folder, as fsdp2 writes it")
+    parser.add_argument("out", type=Path, help="file to write; must not exist")
+    return parser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,15 +31,7 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0; what the user gave wrong is raised as UserError.
     """
-    parser = CommandParser(
-        prog="lit-reason consolidate",
-        description="Make one file of a checkpoint folder of shards.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, help="checkpoint folder, as fsdp2 writes it")
-    parser.add_argument("out", type=Path, help="file to write; must not exist")
-    given = parser.parse_args(list(argv))
+    given = build_parser().parse_args(list(argv))
     from lit_reason.core.consolidate import consolidate
 
     checkpoint = consolidate(given.folder, given.out)

@@ -5,9 +5,7 @@ Each arm runs as `lit-reason fit --config demo/chain-ARM` would, in this process
 
 from __future__ import annotations
 
-import argparse
 import logging
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from lit_reason.errors import UserError, did_you_mean
+from lit_reason.cli.command_parser import CommandParser
+from lit_reason.errors import UserError
 
 if TYPE_CHECKING:
     from lit_reason.core.evaluation import EvalRecord
@@ -60,29 +59,23 @@ class ArmResult:
         return 1 - self.seconds / other.seconds
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
-        known = [option for action in self._actions for option in action.option_strings]
-        near = did_you_mean(unknown[1], known) if unknown else ""
-        raise UserError(f"demo: {message}{near}\nSee lit-reason demo --help")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options of the verb."""
-    made = _Parser(
-        "lit-reason demo",
-        description="Train a tiny student twice on generated reasoning problems, on full traces and on traces that "
+def build_parser() -> CommandParser:
+    """The command's parser."""
+    parser = CommandParser(
+        "demo",
+        "Train a tiny student twice on generated reasoning problems, on full traces and on traces that "
         "EPiC condensed to their edges, with the same seed and epochs; check held-out answers by generation; compare. "
         "Two to four minutes on two CPU cores, offline.",
     )
-    made.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything (default %(default)s)")
-    made.add_argument("--seed", type=int, default=0, help="seed of problems, weights and order (default %(default)s)")
-    made.add_argument("--rows", type=int, default=None, help=f"problems to train on (default {ROWS}; 16 a step)")
-    made.add_argument(
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder for everything (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of problems, weights and order (default %(default)s)")
+    parser.add_argument("--rows", type=int, default=None, help=f"problems to train on (default {ROWS}; 16 a step)")
+    parser.add_argument(
         "--quick", action="store_true", help=f"only try the way through: {QUICK_ROWS} problems, too few to learn from"
     )
-    return made
+    return parser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -97,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: the options are wrong, or `--out` is a folder with other things in it.
     """
-    args = parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     rows = args.rows if args.rows is not None else QUICK_ROWS if args.quick else ROWS
     if rows < 16:
         raise UserError(f"demo: --rows is {rows}; give at least 16, one step's worth")
@@ -107,11 +100,13 @@ def main(argv: Sequence[str]) -> int:
     with _quiet(), _one_thread():
         chance = prepare(out, rows, QUICK_HELD_OUT if args.quick else HELD_OUT, args.seed)
         results = [run_arm(name, out, args.seed) for name in ARMS]
-    from lit_reason.cli.demo_page import write_page
+    from lit_reason.cli.demo_page import DISTURBED, disturbed, write_page
 
     page = write_page(results, out / "report.html", chance=chance, rows=rows, seed=args.seed)
     print(table(results))
     print(f"\nThe best constant guess would give {chance:.0%}. In brackets: 95 % Wilson interval.")
+    if disturbed(results):
+        print(DISTURBED)
     print(f"\nreport  {page}")
     for result in results:
         print(f"model   {result.folder / 'export'}   ({result.name})")

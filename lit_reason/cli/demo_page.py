@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lit_reason.cli.demo import ArmResult
 
 SHOWN = 2  # answers an arm
+DISTURBED = "A token took much longer in one arm: the machine had other work. Compare tokens, not times."
 SEGMENTS = {
     "understanding": "The first thoughts decode symbols: their values follow from the prompt.",
     "exploration": "Which symbols are tried next is chance, so this loss cannot reach 0.",
@@ -72,6 +73,16 @@ def write_page(results: Sequence[ArmResult], path: Path, *, chance: float, rows:
     return path
 
 
+def disturbed(results: Sequence[ArmResult]) -> bool:
+    """Whether a trained token took one arm over 1.3 times as long as another, which the method cannot explain.
+
+    Args:
+        results: the arms.
+    """
+    paces = [result.seconds / max(result.trained_tokens, 1) for result in results]
+    return max(paces) > 1.3 * min(paces)
+
+
 def _span(result: ArmResult) -> str:
     return _interval(result).span
 
@@ -90,6 +101,7 @@ def _verdict(results: Sequence[ArmResult], chance: float) -> str:
     return (
         f"Of the held-out problems {', '.join(told)}; the best constant guess {share(chance)}. {'; '.join(saved)}. "
         "Nothing after the middle of these traces uses it, by construction: this is the case that suits condensation."
+        + (f" {DISTURBED}" if disturbed(results) else "")
     )
 
 

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from lit_reason import __version__
+from lit_reason.cli.command_parser import CommandParser
 
 REQUIRED = (
     "torch",
@@ -156,6 +157,13 @@ def report(full: bool = False) -> tuple[str, bool]:
     return "\n".join(lines), None not in required.values()
 
 
+def build_parser() -> CommandParser:
+    """The command's parser."""
+    parser = CommandParser("doctor", "Versions, devices, and what is missing.")
+    parser.add_argument("--full", action="store_true", help="import torch and list the devices it sees")
+    return parser
+
+
 def main(argv: Sequence[str]) -> int:
     """`doctor [--full]`.
 
@@ -165,10 +173,6 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0, or 1 when a required package is missing.
     """
-    import argparse
-
-    parser = argparse.ArgumentParser("lit-reason doctor", description="Versions, devices, and what is missing.")
-    parser.add_argument("--full", action="store_true", help="import torch and list the devices it sees")
-    text, complete = report(parser.parse_args(argv).full)
+    text, complete = report(build_parser().parse_args(argv).full)
     print(text)
     return 0 if complete else 1

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from lit_reason.cli.condense import CommandParser
+from lit_reason.cli.command_parser import CommandParser
 from lit_reason.data.config import CondenseConfig, RenderConfig, Segmenter
 from lit_reason.errors import RowError, UserError
 
@@ -29,15 +28,9 @@ Examples
   lit-reason edges traces.jsonl --model path/to/model --segmenter paragraph+cue --limit 1000 --out edges.json"""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The command's parser."""
-    parser = CommandParser(
-        prog="lit-reason edges",
-        description="Which part of the traces carries the answer: head, middle or tail?",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser("edges", "Which part of the traces carries the answer: head, middle or tail?", EPILOG)
     parser.add_argument("file", metavar="FILE", help="JSONL, JSON or parquet file, saved data set or hub id")
     parser.add_argument("--model", required=True, metavar="FOLDER", help="folder, .gguf file or hub id that scores")
     parser.add_argument(

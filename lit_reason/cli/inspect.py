@@ -5,16 +5,15 @@ With `--config` everything is read as `fit` reads it: recipes compose, options o
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from lit_reason.cli.condense import CommandParser, add_rules, bytes_of, characters
+from lit_reason.cli.command_parser import CommandParser
+from lit_reason.cli.condense import add_rules, bytes_of, characters
 from lit_reason.cli.config_files import CONFIG_OPTIONS
-from lit_reason.cli.inspect_text import Screen
 from lit_reason.data.config import CondenseConfig, RenderConfig
 from lit_reason.errors import UserError
 
@@ -36,19 +35,17 @@ Examples
   lit-reason inspect traces.jsonl --model path/to/model --rows 20 --html xray.html"""
 
 
-def build_parser(*, with_config: bool) -> argparse.ArgumentParser:
+def build_parser(*, with_config: bool = False) -> CommandParser:
     """The command's parser.
 
     Args:
         with_config: a recipe gives the settings; all options but those of the X-ray itself are left over for it.
     """
     parser = CommandParser(
-        prog="lit-reason inspect",
+        "inspect",
+        "Show rows span by span, as the loss sees them, and find what is wrong in a file.",
+        EPILOG,
         usage=USAGE,
-        description="Show rows span by span, as the loss sees them, and find what is wrong in a file.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     xray = parser.add_argument_group("the X-ray")
     xray.add_argument(
@@ -101,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options, data = _of_file(argv)
     if options["html"]:
         _check_page(Path(options["html"]))
+    from lit_reason.cli.inspect_text import Screen
     from lit_reason.data.inspection.xray_scan import Scan
 
     scan = Scan(data, options.get("split", "train"))

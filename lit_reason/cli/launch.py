@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_reason.cli.condense import CommandParser
+from lit_reason.cli.command_parser import CommandParser
 from lit_reason.cli.recipes import locate
 from lit_reason.errors import UserError
 
@@ -94,6 +93,19 @@ def script(
     )
 
 
+def build_parser() -> CommandParser:
+    """The command's parser."""
+    parser = CommandParser("launch", "Write the script that starts a run on several machines.", EPILOG)
+    parser.add_argument("recipe", metavar="RECIPE", help="file, or name from `lit-reason list`")
+    parser.add_argument("--nodes", type=int, required=True, help="machines")
+    parser.add_argument("--gpus", type=int, default=8, help="GPUs of each machine (default: 8)")
+    parser.add_argument("--scheduler", choices=sorted(TEMPLATES), required=True, help="what starts the processes")
+    parser.add_argument("--strategy", default="fsdp2", help="trainer.strategy (default: fsdp2)")
+    parser.add_argument("--time", default="24:00:00", help="time limit of a SLURM job (default: 24:00:00)")
+    parser.add_argument("--out", type=Path, help="write here instead of printing; must not exist")
+    return parser
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the verb.
 
@@ -106,21 +118,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: no such recipe, a number below 1, or the file to write exists.
     """
-    parser = CommandParser(
-        prog="lit-reason launch",
-        description="Write the script that starts a run on several machines.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("recipe", metavar="RECIPE", help="file, or name from `lit-reason list`")
-    parser.add_argument("--nodes", type=int, required=True, help="machines")
-    parser.add_argument("--gpus", type=int, default=8, help="GPUs of each machine (default: 8)")
-    parser.add_argument("--scheduler", choices=sorted(TEMPLATES), required=True, help="what starts the processes")
-    parser.add_argument("--strategy", default="fsdp2", help="trainer.strategy (default: fsdp2)")
-    parser.add_argument("--time", default="24:00:00", help="time limit of a SLURM job (default: 24:00:00)")
-    parser.add_argument("--out", type=Path, help="write here instead of printing; must not exist")
-    given, more = parser.parse_known_args(list(argv))
+    given, more = build_parser().parse_known_args(list(argv))
     if given.nodes < 1 or given.gpus < 1:
         raise UserError(f"--nodes {given.nodes} --gpus {given.gpus}: both must be at least 1")
     stray = [word for word in more[:1] if not word.startswith("--")]

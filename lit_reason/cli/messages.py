@@ -8,6 +8,7 @@ reason is told.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from lit_reason.cli.config_files import Source, read_config, scalars
 from lit_reason.errors import UserError, did_you_mean
 
 SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
+CLASS_NAME = re.compile(r"([\w.]+\.)?[A-Z]\w*")
 SHOWN = 14
 NOISE = ("Expected a <class 'NoneType'>", "Given value", "Subtypes:", "Errors:", "Does not validate")
 
@@ -78,6 +80,8 @@ class Walker:
         for source in given:
             self.note_classes(source.root, "")
         for source in given:
+            if not source.is_file:
+                self.note_classes(source.root, "")  # `--trainer.callbacks+=X --trainer.callbacks.key`: the newest X
             problem = self._walk(source, source.root, self.schema, "")
             if problem:
                 return problem
@@ -96,7 +100,7 @@ class Walker:
             here = f"{path}.{key.value}".lstrip(".")
             if key.value == "class_path" and isinstance(value, yaml.ScalarNode):
                 self.chosen[path] = value.value
-            elif not path and isinstance(value, yaml.ScalarNode):
+            elif isinstance(value, yaml.ScalarNode) and CLASS_NAME.fullmatch(value.value):
                 self.chosen[here] = value.value  # `--model SFTRegime`
             self.note_classes(value, here)
 
@@ -246,12 +250,13 @@ class Walker:
         return False
 
     def _expected(self, branches: list[dict[str, Any]]) -> str:
-        words: list[str] = []
+        choices = dict.fromkeys(str(choice) for branch in branches for choice in branch.get("enum", []))
+        words = ["one of " + listed(choices)] if choices else []
         for branch in branches:
             kinds = branch.get("type", [])
             if "enum" in branch:
-                words.append("one of " + listed(branch["enum"]))
-            elif "x-classes" in branch:
+                continue
+            if "x-classes" in branch:
                 words.append(f"a {branch['x-base']} (class_path and init_args)")
             elif "properties" in branch:
                 words.append("a mapping")
@@ -273,10 +278,9 @@ def _is_anything(schema: dict[str, Any]) -> bool:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))  # the parser takes neither nan nor inf
     except ValueError:
         return False
-    return True
 
 
 def chosen_classes(given: Sequence[Source]) -> dict[str, list[str]]:

@@ -5,15 +5,14 @@ In a checkout of lit_reason they go where its own regimes are. Anywhere else the
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import keyword
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
+from lit_reason.cli.command_parser import CommandParser
 from lit_reason.errors import UserError, did_you_mean
 
 SKELETON = Path(__file__).resolve().parent / "skeleton"
@@ -116,23 +115,18 @@ class NewRegime:
                     raise UserError(f"new regime: {module} has a {self.prefix}Regime already; give another --title")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"new: {message}\nSee lit-reason new --help")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options of the verb."""
-    made = _Parser(
-        "lit-reason new",
-        description="Write the files of a new training method: a regime that trains at once, a recipe of seconds, "
+def build_parser() -> CommandParser:
+    """The command's parser."""
+    parser = CommandParser(
+        "new",
+        "Write the files of a new training method: a regime that trains at once, a recipe of seconds, "
         "and a page. In a checkout of lit_reason they go where its own regimes are, elsewhere into a package NAME.",
     )
-    made.add_argument("kind", metavar="regime", help="what to write")
-    made.add_argument("name", metavar="NAME", help="its name: lower-case words joined by _, such as turn_credit")
-    made.add_argument("--into", type=Path, default=Path(), metavar="DIR", help="project folder (default: this one)")
-    made.add_argument("--title", help="its name in prose and in class names, such as MT-GRPO (default: from NAME)")
-    return made
+    parser.add_argument("kind", metavar="regime", help="what to write")
+    parser.add_argument("name", metavar="NAME", help="its name: lower-case words joined by _, such as turn_credit")
+    parser.add_argument("--into", type=Path, default=Path(), metavar="DIR", help="project folder (default: this one)")
+    parser.add_argument("--title", help="its name in prose and in class names, such as MT-GRPO (default: from NAME)")
+    return parser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -144,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: the name does not work, or something lies where a file would go.
     """
-    given = parser().parse_args(argv)
+    given = build_parser().parse_args(argv)
     if given.kind not in KINDS:
         raise UserError(
             f"new: cannot write a {given.kind!r}{did_you_mean(given.kind, KINDS)}; only: {', '.join(KINDS)}"

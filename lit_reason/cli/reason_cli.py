@@ -7,6 +7,7 @@ import inspect
 import logging
 import os
 import pkgutil
+import re
 import sys
 import warnings
 from argparse import ArgumentError
@@ -17,10 +18,13 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_reason.cli.config_files import check_variables, resolve_names, sources
-from lit_reason.cli.messages import Walker, chosen_classes, dropped_settings, explain
+from lit_reason.cli.messages import Walker, chosen_classes, dropped_settings, explain, listed
 from lit_reason.cli.schema import recipe_schema
 from lit_reason.core.run_folder import run_folder
 from lit_reason.errors import UserError, did_you_mean
@@ -84,6 +88,18 @@ class SaveRunConfig(SaveConfigCallback):
         )
 
 
+class RecipeParser(LightningArgumentParser):
+    """Takes no abbreviations, neither of its own options nor of those of a class: `--data.condense.ta` is misspelt.
+
+    Args:
+        args: as in Lightning's parser.
+        kwargs: as in Lightning's parser.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+
 class ReasonCLI(LightningCLI):
     """One verb's command line: any regime as `model`, any datamodule as `data`, and `vars` for own numbers.
 
@@ -115,6 +131,7 @@ class ReasonCLI(LightningCLI):
             LightningDataModule,
             save_config_callback=SaveRunConfig,
             trainer_class=trainer_class,
+            parser_class=RecipeParser,
             seed_everything_default=0,
             parser_kwargs={
                 "parser_mode": "omegaconf+",
@@ -174,15 +191,21 @@ class ReasonCLI(LightningCLI):
                 self.config_init = self.parser.instantiate_classes(config)
                 self.model, self.datamodule = self.config_init["model"], self.config_init["data"]
         except (ValueError, TypeError) as error:
-            cause: BaseException | None = error
-            while cause is not None:
-                if isinstance(cause, UserError):
-                    raise cause from error
-                cause = cause.__cause__
+            cause = _user_error(error)
+            if cause:
+                raise cause from error
             problem = Walker(self.recipe_schema()).first_problem(self.given)
             if problem:  # the parser lets some values through, such as a number where a block belongs
                 raise UserError(str(problem)) from error
             raise
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer; what it refuses is a setting of `trainer`."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, TypeError, MisconfigurationException, ModuleNotFoundError) as error:
+            cause = _user_error(error)
+            raise cause or UserError(_trainer_message(error)) from error
 
     def recipe_schema(self) -> dict[str, Any]:
         """JSON Schema of the recipes this command line accepts."""
@@ -190,8 +213,13 @@ class ReasonCLI(LightningCLI):
 
     @staticmethod
     def _check_checkpoint(path: Any) -> None:
-        if path is None or path in CHECKPOINT_WORDS or "://" in str(path) or Path(path).exists():
+        if path is None or path in CHECKPOINT_WORDS or "://" in str(path) or Path(path).is_file():
             return
+        if (Path(path) / ".metadata").is_file():  # shards
+            return
+        if Path(path).is_dir():
+            inside = sorted(item.relative_to(path).as_posix() for item in Path(path).rglob("*.ckpt"))
+            raise UserError(f"ckpt_path: {path} is a folder; checkpoints in it: {listed(inside) or 'none'}")
         folder = Path(path).parent
         beside = sorted(item.name for item in folder.glob("*.ckpt")) if folder.is_dir() else []
         near = did_you_mean(Path(path).name, beside) or (f"; there: {', '.join(beside[:5])}" if beside else "")
@@ -204,6 +232,25 @@ class ReasonCLI(LightningCLI):
             trainer: Any = self.trainer
             trainer.recipe = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         return getattr(self.trainer, self.verb)(model=self.model, datamodule=self.datamodule, **arguments)
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The error meant for the user behind what the parser made of it."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
+
+
+def _trainer_message(error: Exception) -> str:
+    """What Lightning's trainer refused, with the nearest name it would have taken."""
+    text = " ".join(str(error).split())
+    named = re.search(r"`(accelerator|strategy)='(\w+)'`", text)
+    if not named:
+        return f"trainer: {text}"
+    part, given = named.groups()
+    known = AcceleratorRegistry.available_accelerators() if part == "accelerator" else StrategyRegistry.keys()
+    names = ["auto", *sorted(known)]
+    return f"trainer.{part}: no {part} is called {given!r}{did_you_mean(given, names)}; known: {listed(names, given)}"
 
 
 def schema_for(
@@ -240,6 +287,8 @@ _NOT_FOR_USERS = (
 def _quiet_lightning() -> None:
     for message in _NOT_FOR_USERS:
         warnings.filterwarnings("ignore", message=message)
+    # Without 4-bit weights it is nothing to the user that bitsandbytes found no faster kernel for them.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logger = logging.getLogger(name)
         if not any(isinstance(known, _NoAdvertising) for known in logger.filters):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Literal, Union, get_args, get_origin
 
+from lit_reason.cli.command_parser import CommandParser
 from lit_reason.errors import UserError, did_you_mean
 
 URI = "https://json-schema.org/draft/2020-12/schema"
@@ -353,18 +354,21 @@ def part_of(schema: dict[str, Any], name: str) -> dict[str, Any]:
     return {"$schema": URI, "title": name, **top, "$defs": definitions}
 
 
+def build_parser() -> CommandParser:
+    """The command's parser."""
+    parser = CommandParser("schema", "JSON schema of recipes, for editors.")
+    parser.add_argument("name", nargs="?", metavar="CLASS", help="only the arguments of this class")
+    parser.add_argument("--write", metavar="FILE", help="write it to a file and say how editors find it")
+    return parser
+
+
 def main(argv: Sequence[str]) -> int:
     """`schema [CLASS] [--write FILE]`: print or write the schema of recipes, or of one class's arguments.
 
     Args:
         argv: arguments after the verb.
     """
-    import argparse
-
-    parser = argparse.ArgumentParser("lit-reason schema", description="JSON schema of recipes, for editors.")
-    parser.add_argument("name", nargs="?", metavar="CLASS", help="only the arguments of this class")
-    parser.add_argument("--write", metavar="FILE", help="write it to a file and say how editors find it")
-    given = parser.parse_args(argv)
+    given = build_parser().parse_args(argv)
 
     from lit_reason.cli.reason_cli import house_classes, schema_for
 

@@ -11,6 +11,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 
+from lit_reason.errors import UserError
+
 PART = ".part"  # ending of a file that is still being written
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
 
@@ -53,6 +55,39 @@ class WholeFileIO(TorchCheckpointIO):
             what = f"{os.strerror(cause)}; the checkpoint was not written, earlier ones are untouched"
             raise OSError(cause, what, str(target)) from error
         sync_folder(target.parent)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read one file.
+
+        Args:
+            path: the file.
+            map_location: where tensors go, as in `torch.load`; default: the CPU.
+            weights_only: load without running pickled code.
+
+        Returns:
+            What was saved.
+
+        Raises:
+            UserError: the file is broken, or something else than a checkpoint.
+        """
+        try:
+            content = super().load_checkpoint(path, map_location, weights_only)
+        except MemoryError:
+            raise
+        except Exception as error:  # torch raises whatever the damaged bytes happen to lead to
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a seek outside of a file cut short
+                raise
+            raise UserError(f"{path}: not a checkpoint, or a broken one ({_first_line(error)})") from error
+        for part in ("state_dict", "pytorch-lightning_version"):
+            if not isinstance(content, dict) or part not in content:
+                raise UserError(f"{path}: not a checkpoint of a run: it has no {part}")
+        return content
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def disk_error(error: BaseException | None) -> int | None:

@@ -123,7 +123,7 @@ def _verdict(facts: RunFacts, log: MetricsLog) -> str:
     sentences = [f"{subject}: {' '.join(parts)}." if subject else f"{' '.join(parts)}."]
     loss = log.points("train/loss")
     if len(loss) > 1:
-        few = min(5, len(loss) // 2)
+        few = min(5, len(loss) // 40 + 1)
         first, last = (median(value for _, value in part) for part in (loss[:few], loss[-few:]))
         sentences.append(f"Training loss went from {first:.3g} to {last:.3g}.")
     now, first_time = accuracy(log), accuracy(log, 0)

@@ -325,7 +325,8 @@ class RowBuilder:
                 self._check(first)
             if not self.count:
                 raise UserError(
-                    f"no {split} row is left of {', '.join(paths)}: {sum(self.dropped.values())} too long, "
+                    f"no {split} row is left of {', '.join(paths)}: {sum(self.dropped.values())} too long "
+                    f"(data.max_length is {self.data.max_length}), "
                     f"{sum(n for o, n in self.condenser.ledger.rows.items() if o.startswith('dropped'))} dropped by "
                     f"data.condense, {self.quarantine.total} unusable. {self.quarantine.summary()}"
                 )

@@ -6,6 +6,8 @@ import copy
 import difflib
 import importlib.util
 import os
+import pickle
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -29,6 +32,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from lit_reason.errors import UserError, did_you_mean
 from lit_reason.models.config import ModelConfig
 
+READ_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, ImportError, KeyError)
+READ_ERRORS += (SafetensorError, struct.error, pickle.UnpicklingError, IndexError, EOFError)  # of damaged files
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
@@ -71,10 +76,10 @@ def _nearest(path: Path) -> str:
 
 @contextmanager
 def hub_errors(given: str, what: str) -> Iterator[None]:
-    """Turn the failures of a hub look-up into one message."""
+    """Turn the failures of a hub look-up, and of reading damaged files, into one message."""
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except READ_ERRORS as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "trust_remote_code" in str(error):
             raise UserError(
@@ -191,8 +196,27 @@ def _read(config: ModelConfig, dtype: torch.dtype, quantization: Any) -> PreTrai
         now, later = _unpack_blocks(), quantization
     how = gguf if now is None else gguf | {"quantization_config": now}
     with hub_errors(given, "model path"):
-        model = AutoModelForCausalLM.from_pretrained(source, config=fields, dtype=dtype, **remote, **how)
+        read: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=fields,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
+            **remote,
+            **how,
+        )
+    model, report = read
+    _refuse_gaps(given, report)
     return model if later is None else _reload_quantised(model, dtype, later)
+
+
+def _refuse_gaps(given: str, report: dict[str, Any]) -> None:
+    """Refuse weights that are not in the files or have another shape: they would start at random."""
+    missing, other = sorted(report["missing_keys"]), sorted(str(entry[0]) for entry in report["mismatched_keys"])
+    for names, what in ((other, "of another shape than config.json and lm.overrides say"), (missing, "missing")):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(f"model path: weights of {given} are {what}: {', '.join(names[:3])}{more}")
 
 
 def _unpack_blocks() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 
@@ -27,6 +28,9 @@ def test_bash(tmp_path, monkeypatch):
     assert bash("lit-reason", "fit", "--config", "") == [recipe.name for recipe in find_recipes()]
     assert bash("lit-reason", "fit", "--con") == ["--config"]
     assert bash("lit-reason", "doctor", "--f") == ["--full"]
+    assert bash("lit-reason", "condense", "--ta") == ["--tau"]
+    assert bash("lit-reason", "inspect", "--sp") == ["--split"]
+    assert bash("lit-reason", "launch", "--no") == ["--nodes"]
     assert bash("lit-reason", "list", "--ckpt") == []
     assert bash("lit-reason", "new", "") == ["regime"] and bash("lit-reason", "new", "regime", "--i") == ["--into"]
     (tmp_path / "rows.jsonl").touch()
@@ -37,6 +41,8 @@ def test_bash(tmp_path, monkeypatch):
 def test_other_shells_accept_the_script(shell):
     text = completion.script(shell)
     assert all(verb in text for verb in VERBS)
+    words = set(re.split(r"[\s\"]+", text))
+    assert {f"{'' if shell == 'fish' else '--'}{option}" for option in ("batch-tokens", "tau", "nodes")} <= words
     if not shutil.which(shell):
         pytest.skip(f"{shell} is not installed; the text alone was checked")
     subprocess.run([shell, "-n"], input=text, text=True, check=True, capture_output=True)

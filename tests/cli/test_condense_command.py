@@ -176,6 +176,8 @@ def test_wrong_arguments_leave_nothing_behind(tmp_path, arguments, message):
         ("in.jsonl", "folder.jsonl", "is a folder"),
         ("absent.jsonl", "out.jsonl", "no such file"),
         ("empty.jsonl", "out.jsonl", "empty"),
+        ("no.parquet", "out.parquet", "cannot read the parquet file .*no.parquet"),
+        ("other.json", "out.jsonl", r"nothing was written(.*\n)*bad rows: 1 \(1 x unknown format\)"),
     ],
 )
 def test_wrong_paths_are_refused(tmp_path, source, target, message):
@@ -184,10 +186,12 @@ def test_wrong_paths_are_refused(tmp_path, source, target, message):
     for name in ("there.jsonl", "left.jsonl.ledger.json", "empty.jsonl"):
         (tmp_path / name).write_text("")
     (tmp_path / "folder.jsonl").mkdir()
+    write(tmp_path / "no.parquet", [ROWS["alpaca"][0]])
+    (tmp_path / "other.json").write_text('{"a": 1}')
     before = sorted(p.name for p in tmp_path.iterdir())
     with pytest.raises(UserError, match=message):
         run(tmp_path / source, tmp_path / target)
-    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    assert [p.name for p in sorted(tmp_path.iterdir()) if "quarantine" not in p.name] == before
 
 
 def test_overwrite_replaces_all_that_an_earlier_run_left(tmp_path):

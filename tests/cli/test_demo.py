@@ -36,6 +36,13 @@ def test_time_saved_can_be_negative():
     assert FULL.time_saved(EPIC) == -3.0
 
 
+def test_times_of_a_busy_machine_are_doubted_and_those_of_a_quiet_one_are_not():
+    quiet = replace(EPIC, seconds=FULL.seconds * EPIC.trained_tokens / FULL.trained_tokens * 1.1)
+    busy = replace(quiet, seconds=1.5 * quiet.seconds)
+    assert not demo_page.disturbed([FULL, quiet]) and not demo_page.disturbed([FULL])
+    assert demo_page.disturbed([FULL, busy]) and demo_page.disturbed([busy, FULL])
+
+
 def test_the_two_recipes_differ_in_nothing_but_the_condensation_and_the_name():
     full, epic = (yaml.safe_load(locate(f"demo/chain-{arm}").read_text()) for arm in demo.ARMS)
     condense = [recipe["data"]["init_args"].pop("condense") for recipe in (full, epic)]

@@ -8,8 +8,6 @@ import re
 import pytest
 
 from lit_reason.cli import door
-from lit_reason.cli.completion import EDGES, script
-from lit_reason.cli.edges import build_parser
 from lit_reason.tasks import chain
 from lit_reason.tasks.student import StudentConfig, write_student
 
@@ -61,10 +59,3 @@ def test_prints_a_table_and_writes_it(folder, tmp_path, capsys):
 def test_refusals(folder, capsys, more, message):
     assert run(folder, *more) == 2
     assert re.search(message, capsys.readouterr().err)
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_knows_every_option(shell):
-    known = {option for action in build_parser()._actions for option in action.option_strings}
-    assert set(EDGES) == known - {"-h", "--help"}
-    assert "--batch-tokens" in script(shell) or "'__fish_seen_subcommand_from edges' -l batch-tokens" in script(shell)

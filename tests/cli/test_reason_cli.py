@@ -190,11 +190,32 @@ def test_wrong_key_or_value_in_a_file(capsys, text, line, words):
         (["--model", "LoudToyRegme"], ["did you mean 'LoudToyRegime'?"]),
         (["--trainer.max_steps=fast"], ["got 'fast'", "a whole number"]),
         (["--limt", "3"], ["limt", "unknown key"]),
+        (["--trainer.max_step=3"], ["trainer.max_step: unknown key", "did you mean 'max_steps'?"]),  # no abbreviations
+        (["--data.condense.ta=1"], ["data.condense.ta: unknown key", "did you mean 'tau'?"]),
+        (["--data.condense.tau=nan"], ["data.condense.tau", "got 'nan'", "expected a number"]),
+        (
+            ["--trainer.callbacks+=ToyBell", "--trainer.callbacks.evry=3", "--trainer.callbacks+=Throughput"],
+            ["trainer.callbacks.evry: unknown key", "did you mean 'every'?", "keys of ToyBell"],
+        ),
     ],
 )
 def test_wrong_option(capsys, argv, words):
     message = refusal(capsys, *argv)
     assert "command line" in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--trainer.accelerator=cup"], ["no accelerator is called 'cup'", "did you mean 'cpu'?", "cuda"]),
+        (["--trainer.strategy=dpd"], ["no strategy is called 'dpd'", "did you mean 'ddp'?"]),
+        (["--trainer.devices=0"], ["trainer: ", "devices"]),
+    ],
+)
+def test_what_the_trainer_itself_refuses(capsys, argv, words):
+    message = refusal(capsys, *argv)
     for word in words:
         assert word in message
 
@@ -258,6 +279,7 @@ def test_missing_checkpoint_is_refused_before_anything_runs(capsys):
     Path("run").mkdir()
     Path("run/epoch=1.ckpt").touch()
     assert "did you mean 'epoch=1.ckpt'?" in refusal(capsys, "--ckpt_path=run/epoch=2.ckpt")
+    assert "run is a folder; checkpoints in it: epoch=1.ckpt" in refusal(capsys, "--ckpt_path=run")
 
 
 def test_traceback_on_request(monkeypatch):

@@ -1,11 +1,13 @@
 """Models and tokenizers from folders, GGUF files and configs, and the messages when they are not there."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_gguf import write_gguf
 from tiny_models import documents, fields, pack, save_tiny, tiny, word_tokenizer
 
@@ -132,6 +134,30 @@ def test_folders_that_are_no_models(folder, tmp_path):
         load_model(ModelConfig(path=str(tmp_path)))
     with pytest.raises(UserError, match="set `tokenizer`"):
         load_tokenizer(ModelConfig(config={"model_type": "llama"}))
+
+
+def test_damaged_weights_are_refused(folder, gguf_file, tmp_path):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="model path: cannot read .*broken: "):
+        load_model(ModelConfig(path=str(broken)))
+    (tmp_path / "cut.gguf").write_bytes(gguf_file[0].read_bytes()[:15])
+    with pytest.raises(UserError, match="cannot read .*cut.gguf: "):
+        load_model(ModelConfig(path=str(tmp_path / "cut.gguf")))
+
+
+def test_no_weight_starts_at_random_without_a_word(folder, tmp_path):
+    gap = shutil.copytree(folder, tmp_path / "gap")
+    tensors = load_file(gap / "model.safetensors")
+    lost = next(name for name in tensors if "mlp" in name)
+    del tensors[lost]
+    save_file(tensors, gap / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"gap are missing: {lost}$"):
+        load_model(ModelConfig(path=str(gap)))
+    other = {"intermediate_size": load_model(ModelConfig(path=str(folder))).config.intermediate_size + 2}
+    with pytest.raises(UserError, match=r"of another shape than config.json and .* say: .*mlp.* and \d+ more"):
+        load_model(ModelConfig(path=str(folder), overrides=other))
 
 
 def test_gguf_without_its_package(gguf_file, monkeypatch):

@@ -58,6 +58,24 @@ def test_no_space_is_a_failure_of_the_machine(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_no_checkpoint_is_named(tmp_path):
+    path = tmp_path / "a.ckpt"
+    whole = {**checkpoint(1), "pytorch-lightning_version": "2.6.6"}
+    WholeFileIO().save_checkpoint(whole, path)
+    assert WholeFileIO().load_checkpoint(path)["global_step"] == 1
+    for content, words in (
+        (b"a,b\n1,2\n", "a.ckpt: not a checkpoint, or a broken one"),
+        (path.read_bytes()[:-50], "a.ckpt: not a checkpoint, or a broken one"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=words):
+            WholeFileIO().load_checkpoint(path)
+    for value, part in (([1], "state_dict"), ({"w": 1}, "state_dict"), (checkpoint(1), "pytorch-lightning_version")):
+        torch.save(value, path)
+        with pytest.raises(UserError, match=f"not a checkpoint of a run: it has no {part}"):
+            WholeFileIO().load_checkpoint(path)
+
+
 def test_other_errors_pass_through_and_leave_nothing(tmp_path):
     with pytest.raises(Exception, match="pickle") as caught:
         WholeFileIO().save_checkpoint({"f": lambda: 0}, tmp_path / "a.ckpt")

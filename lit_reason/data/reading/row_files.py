@@ -104,7 +104,10 @@ def _parquet_writer(path: Path, like: str) -> Iterator[Put]:
         import pyarrow.parquet
     except ImportError as error:
         raise UserError("parquet needs the package pyarrow: pip install 'lit-reason[hub]'") from error
-    schema = pyarrow.parquet.read_schema(like)
+    try:
+        schema = pyarrow.parquet.read_schema(like)
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"cannot read the parquet file {like}: {error}") from error
     with pyarrow.parquet.ParquetWriter(path, schema) as file:
         held: list[dict[str, Any]] = []
 
