@@ -27,6 +27,7 @@ from lit_reason.core.metrics_log import read_metrics
 from lit_reason.core.report import Sample, clip, render_report
 from lit_reason.core.run_folder import run_folder
 from lit_reason.core.run_page import RunFacts, run_page
+from lit_reason.kernels.dispatch import backends_used
 from lit_reason.models.config import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -222,6 +223,8 @@ def versions(trainer: Trainer, pl_module: LightningModule) -> dict[str, str]:
     if torch.cuda.is_available():
         found["GPU"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
     found["processes"] = f"{trainer.world_size}, {type(trainer.strategy).__name__}, precision {trainer.precision}"
+    if kernels := backends_used():
+        found["head loss"] = ", ".join(f"{op} in {backend}" for op, backend in kernels.items())
     return found
 
 

@@ -3,8 +3,8 @@
 Shapes: L matrices of one shape, M and N their sides, R rank, P processes.
 
 With thin QR decompositions B = Qb Rb and A = Qa Ra, the R x R core Rb Ra^T = U S V^T gives the singular values and
-vectors of the product, so `B' = Qb U S^1/2` and `A' = Qa V S^1/2` (arXiv 2505.22922, weight refactorization; there by the
-SVD of the whole product). Cost: O((M + N) R^2 + R^3) instead of O(M N min(M, N)). Nothing is divided, so factors
+vectors of the product, so `B' = Qb U S^1/2` and `A' = Qa V S^1/2` (arXiv 2505.22922, weight refactorization; there by
+the SVD of the whole product). Cost: O((M + N) R^2 + R^3) instead of O(M N min(M, N)). Nothing is divided, so factors
 without full rank are safe.
 """
 

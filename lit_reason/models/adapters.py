@@ -63,8 +63,7 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
         The peft model around `model`.
 
     Raises:
-        UserError: no linear layer matches `targets`, the output layer is among them, or the folder has no
-            adapter.
+        UserError: no linear layer matches `targets`, or the folder has no adapter.
     """
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
@@ -99,7 +98,6 @@ def _targets(model: PreTrainedModel, targets: str | list[str]) -> str | list[str
     if targets == "all-linear":
         return targets
     wanted = [targets] if isinstance(targets, str) else list(targets)
-    head = model.get_output_embeddings()
     # transformers' Conv1D (GPT-2) is a linear layer under another name.
     kinds = (nn.Linear,)
     names = [n for n, m in model.named_modules() if isinstance(m, kinds) or type(m).__name__ == "Conv1D"]
@@ -109,11 +107,6 @@ def _targets(model: PreTrainedModel, targets: str | list[str]) -> str | list[str
         if not matched:
             hint = did_you_mean(target, suffixes)
             raise UserError(f"adapter.targets: no linear layer '{target}'; this model has {', '.join(suffixes)}{hint}")
-        if any(model.get_submodule(name) is head for name in matched):
-            raise UserError(
-                f"adapter.targets: '{target}' is the output layer, which cannot have an adapter. "
-                f"Choose from {', '.join(s for s in suffixes if s != target)}"
-            )
     return wanted
 
 

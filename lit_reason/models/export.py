@@ -102,6 +102,8 @@ def plain_model(lm: LanguageModel, dtype: torch.dtype | None = None) -> PreTrain
     config = copy.deepcopy(base.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    if hasattr(lm.head.layer, "base_layer"):  # an adapter on a tied output layer makes it one of its own
+        config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
     config._attn_implementation = "eager"
     with torch.device("meta"):
         plain = type(base)(config)

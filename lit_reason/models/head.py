@@ -6,24 +6,29 @@ Shapes: S supervised rows, D width, V vocabulary.
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from lit_reason.errors import UserError
 from lit_reason.kernels.head_loss import HeadOut, linear_token_loss
+from lit_reason.kernels.token_logprobs import TokenStats, token_logprobs
 
 
 class LossHead(nn.Module):
-    """Computes the token loss through the model's own output layer.
+    """Computes token losses and log-probabilities through the model's own output layer.
 
     The output layer stays where transformers put it, so parameter names, tied embeddings and
     `save_pretrained` are those of the plain model. This module owns no parameter; it teaches the layer a
-    second call, `lm_head(hidden, targets=..., token_weight=...)`, and uses it. The call goes through the
-    layer's `__call__`, so hooks on the layer (sharded weights being gathered, for instance) fire as for
-    logits.
+    second call, `lm_head(hidden, op, ...)`, and uses it. The call goes through the layer's `__call__`, so hooks on
+    the layer (sharded weights being gathered, for instance) fire as for logits.
+
+    A low-rank adapter on the output layer joins as more columns: with logits x W^T + s (x A^T) B^T, the operations
+    are given the rows [x, s x A^T] and the head [W, B]. That is exact, in the dtype of W, and costs a copy of the head.
 
     Args:
         model: a causal language model of transformers, without a peft wrapper around it.
@@ -32,7 +37,7 @@ class LossHead(nn.Module):
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         layer = _output_layer(model)
-        layer.forward = types.MethodType(_logits_or_loss, layer)  # type: ignore[method-assign]
+        layer.forward = types.MethodType(_logits_or_op, layer)  # type: ignore[method-assign]
         self._layer = (layer,)  # a tuple, so that the layer is not registered a second time
         text = model.config.get_text_config()
         self.softcap: float | None = getattr(text, "final_logit_softcapping", None)
@@ -64,52 +69,86 @@ class LossHead(nn.Module):
             targets: token that each row must predict, [S]; None asks for logits.
             token_weight: loss weight of each row, [S]; default 1.
             temperature: divisor of the logits.
-            **options: `chunk_rows` and `backend` of `linear_token_loss`.
+            **options: others of `linear_token_loss`: `loss`, `index_S`, `hidden_ref_SD` and so on. An adapter on the
+                output layer is left out for the rows of a reference.
 
         Returns:
             `HeadOut` for targets, else logits [..., V] as the model itself would return them.
         """
-        layer = self._layer[0]
         if targets is None:
+            layer = self._layer[0]
             logits = layer(hidden) * self.scale if self.scale != 1.0 else layer(hidden)
             if self.softcap is not None:
                 logits = self.softcap * torch.tanh(logits / self.softcap)
             return logits / temperature if temperature != 1.0 else logits
-        if self.scale != 1.0:
-            # With a softcap the scale would belong inside it, not in the temperature; no model does both.
-            temperature = temperature / self.scale
-        options = {"temperature": temperature, "softcap": self.softcap, **options}
-        return layer(hidden, targets=targets, token_weight=token_weight, **options)
+        if token_weight is None:
+            token_weight = torch.ones(targets.shape, dtype=torch.float32, device=hidden.device)
+        return self._run(linear_token_loss, hidden, targets, token_weight, temperature=temperature, **options)
+
+    def token_logprobs(
+        self, hidden: Tensor, targets: Tensor, *, temperature: float = 1.0, **options: Any
+    ) -> TokenStats:
+        """Log-probability, entropy and hit of tokens, for losses that need them all before they know a gradient.
+
+        Args:
+            hidden: last hidden states, [S, D].
+            targets: token of each row, [S].
+            temperature: divisor of the logits.
+            **options: others of `token_logprobs`, such as `index_S`.
+        """
+        return self._run(token_logprobs, hidden, targets, temperature=temperature, **options)
+
+    def _run(self, op: Callable[..., Any], hidden: Tensor, *args: Tensor, temperature: float, **options: Any) -> Any:
+        # With a softcap the scale would belong inside it, not in the temperature; no model does both.
+        options = {"temperature": temperature / self.scale, "softcap": self.softcap, **options}
+        return self._layer[0](hidden, op, *args, **options)
 
 
-def _logits_or_loss(
-    self: nn.Linear,
-    hidden: Tensor,
-    targets: Tensor | None = None,
-    token_weight: Tensor | None = None,
-    **options: Any,
-) -> HeadOut | Tensor:
-    if targets is None:
+def _logits_or_op(
+    self: nn.Linear, hidden: Tensor, op: Callable[..., Any] | None = None, *args: Tensor, **options: Any
+) -> Any:
+    if op is None:
         return type(self).forward(self, hidden)
-    if token_weight is None:
-        token_weight = torch.ones(targets.shape, dtype=torch.float32, device=hidden.device)
-    return linear_token_loss(hidden, self.weight, targets, token_weight, bias=self.bias, **options)
+    head = getattr(self, "base_layer", self)
+    ref, bias = options.pop("hidden_ref_SD", None), head.bias
+    hidden, weight, ref = _with_adapter(self, hidden, head.weight, ref)
+    if ref is not None:
+        options["hidden_ref_SD"] = ref
+    return op(hidden, weight, *args, bias=bias, **options)
+
+
+def _with_adapter(
+    layer: Any, hidden: Tensor, weight: Tensor, ref: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Rows and head with the active adapters' columns; a reference has zeros there."""
+    if layer is getattr(layer, "base_layer", layer) or layer.disable_adapters:
+        return hidden, weight, ref
+    rows, columns = [hidden], [weight]
+    for name in layer.active_adapters:
+        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+        middle = layer.scaling[name] * F.linear(layer.lora_dropout[name](hidden).to(down.dtype), down)
+        rows.append(middle.to(hidden.dtype))
+        columns.append(up.to(weight.dtype))
+    hidden = torch.cat(rows, -1)
+    if ref is not None:
+        ref = F.pad(ref, (0, hidden.shape[-1] - ref.shape[-1]))
+    return hidden, torch.cat(columns, -1), ref
 
 
 def _output_layer(model: PreTrainedModel) -> nn.Linear:
     """The linear layer that makes logits; the trained copy where peft keeps one (`modules_to_save`)."""
-    layer = model.get_output_embeddings()
+    layer: Any = model.get_output_embeddings()
     if layer is None:
         raise UserError(f"{type(model).__name__} has no output layer: a causal language model is needed")
     if hasattr(layer, "modules_to_save"):
         layer = layer.modules_to_save[layer.active_adapters[0]]
-    if hasattr(layer, "base_layer"):
-        raise UserError(
-            "adapter.targets includes the output layer; a low-rank adapter there is not supported. "
-            "Remove it from targets (`all-linear` leaves it out)"
-        )
-    if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point():
-        raise UserError(f"the output layer is {type(layer).__name__}; an unquantised linear layer is needed")
+    inner = getattr(layer, "base_layer", layer)
+    if inner is not layer:
+        plain = hasattr(layer, "lora_A") and not getattr(layer, "lora_variant", None)
+        if not plain or any(up.bias is not None for up in layer.lora_B.values()):
+            raise UserError("the adapter on the output layer is not a plain LoRA; remove the layer from its targets")
+    if not isinstance(inner, nn.Linear) or not inner.weight.is_floating_point():
+        raise UserError(f"the output layer is {type(inner).__name__}; an unquantised linear layer is needed")
     return layer
 
 

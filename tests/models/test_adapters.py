@@ -56,10 +56,6 @@ def test_scale_is_alpha_over_rank():
 def test_targets_are_checked():
     with pytest.raises(UserError, match="no linear layer 'q_prj'; this model has .*did you mean 'q_proj'"):
         tiny(adapter=AdapterConfig(targets=["q_prj", "v_proj"]))
-    with pytest.raises(UserError, match="'lm_head' is the output layer"):
-        tiny(adapter=AdapterConfig(targets=["q_proj", "lm_head"]))
-    with pytest.raises(UserError, match="'embed_out' is the output layer|'lm_head' is the output layer"):
-        tiny("gpt_neox", adapter=AdapterConfig(targets="lm_head"))
     assert tiny(adapter=AdapterConfig(targets="q_proj")).parameter_counts().trainable > 0
     layers = [n for n, p in tiny("gpt2", adapter=AdapterConfig(rank=2)).named_parameters() if p.requires_grad]
     assert layers and not any("lm_head" in n for n in layers)
@@ -107,6 +103,62 @@ def test_a_saved_output_layer_is_used_by_the_head():
     torch.testing.assert_close(out.logp_S, want, rtol=1e-5, atol=1e-5)
     out.loss_sum.backward()
     assert lm.head.weight.grad is not None
+
+
+def adapted_head(family="qwen3", **changes):
+    """A model with a LoRA on the output layer (and one other) whose update is not zero, and rows with targets."""
+    lm, (doc,) = tiny(family, adapter=AdapterConfig(rank=3, targets=["q_proj", "lm_head"], **changes)), documents(9)
+    for up in lm.head.layer.lora_B.values():
+        torch.nn.init.normal_(up.weight, std=0.3)
+    return lm, lm.hidden(*pack(doc)).detach(), torch.tensor(doc)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "gemma2"])  # separate output layer, tied, tied with a softcap
+def test_an_adapter_on_the_output_layer_joins_the_loss_and_its_gradient(family):
+    lm, hidden, targets = adapted_head(family)
+    weights = torch.linspace(-1, 2, len(targets))
+    adapter = {n: p for n, p in lm.head.layer.named_parameters() if "lora_" in n}
+    assert len(adapter) == 2 and all(p.requires_grad for p in adapter.values())
+    hidden.requires_grad_()
+    logp = torch.log_softmax(lm.head(hidden), -1).gather(1, targets[:, None])[:, 0]
+    want = torch.autograd.grad(-(weights * logp).sum(), [hidden, *adapter.values()])
+    for out in (
+        lm.head(hidden, targets, weights).loss_sum,
+        -(weights * lm.head.token_logprobs(hidden, targets).logp_S).sum(),
+    ):
+        for name, got, expected in zip(
+            ["hidden", *adapter], torch.autograd.grad(out, [hidden, *adapter.values()]), want, strict=True
+        ):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5, msg=name)
+    assert not torch.allclose(logp, lm.head.token_logprobs(hidden[:, :].roll(1, 0), targets).logp_S)
+
+
+def test_the_reference_of_an_adapted_head_is_the_head_without_it():
+    lm, hidden, targets = adapted_head()
+    got = lm.head(hidden, targets, hidden_ref_SD=hidden).metrics["ref_logp"]
+    with lm.hf.disable_adapter():
+        want = lm.head(hidden, targets).logp_S
+        torch.testing.assert_close(want, torch.log_softmax(lm.head(hidden), -1).gather(1, targets[:, None])[:, 0])
+    torch.testing.assert_close(got, want)
+    assert not torch.allclose(got, lm.head(hidden, targets).logp_S)
+
+
+def test_dropout_of_an_adapter_on_the_output_layer_acts_in_training_alone():
+    lm, hidden, targets = adapted_head(dropout=0.5)
+    lm.eval()
+    assert torch.equal(lm.head(hidden, targets).logp_S, lm.head(hidden, targets).logp_S)
+    lm.train()
+    assert not torch.equal(lm.head(hidden, targets).logp_S, lm.head(hidden, targets).logp_S)
+
+
+def test_other_adapters_on_the_output_layer_are_refused():
+    from peft import LoraConfig, get_peft_model
+
+    plain = tiny("qwen3")
+    with pytest.raises(UserError, match="not a plain LoRA"):
+        LanguageModel(
+            get_peft_model(plain.hf, LoraConfig(r=2, target_modules=["lm_head"], use_dora=True)), plain.config
+        )
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

@@ -103,6 +103,17 @@ def test_merged_adapter_of_other_families(family, tmp_path):
     torch.testing.assert_close(logits(again), logits(lm.hf), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_an_adapter_on_the_output_layer_is_merged_into_it_alone(family, tmp_path):
+    """The output layer of the first is tied to the embedding, which must not get the update."""
+    lm = stir(tiny(family, adapter=AdapterConfig(rank=4, targets=["q_proj", "lm_head"])))
+    export_model(lm, None, tmp_path / "out")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(again), logits(lm.hf), rtol=1e-4, atol=1e-4)
+    assert torch.equal(again.get_input_embeddings().weight, lm.base.get_input_embeddings().weight)
+    assert not torch.allclose(again.lm_head.weight, lm.head.weight)
+
+
 def test_adapter_alone(tmp_path):
     lm = stir(tiny(adapter=AdapterConfig(rank=4)))
     export_model(lm, word_tokenizer(), tmp_path / "out", merge=False)
