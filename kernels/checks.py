@@ -157,7 +157,7 @@ class Checks:
             return
         if values.device.type == "cpu":
             low, high = int(values.min()), int(values.max())
-            self.need(0 <= low and high < stop, name, f"in [{low}, {high}]", f"in [0, {int(stop)})")
+            self.need(0 <= low and bool(high < stop), name, f"in [{low}, {high}]", f"in [0, {int(stop)})")
         elif values.device.type == "cuda":
             inside = ((values >= 0) & (values < stop)).all()
             torch._assert_async(inside, f"{self.op}: {name} has entries that are too large or negative")
