@@ -12,6 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 
 from lit_reason.errors import UserError
+from lit_reason.strategies.checkpoint_folder import UNFINISHED, force_to_disk, remove
 
 PART = ".part"  # ending of a file that is still being written
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
@@ -54,7 +55,7 @@ class WholeFileIO(TorchCheckpointIO):
                 raise
             what = f"{os.strerror(cause)}; the checkpoint was not written, earlier ones are untouched"
             raise OSError(cause, what, str(target)) from error
-        sync_folder(target.parent)
+        force_to_disk(target.parent)
 
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
@@ -108,19 +109,8 @@ def disk_error(error: BaseException | None) -> int | None:
     return None
 
 
-def sync_folder(folder: Path) -> None:
-    """Force a folder's names to the disk, so that a rename outlives a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, and need not
-            raise
-    finally:
-        os.close(handle)
-
-
 def clear_parts(folder: Path) -> None:
     """Remove what a killed process left unfinished. Nobody else may be writing into the folder."""
-    for part in folder.glob(f".*{PART}"):
-        part.unlink(missing_ok=True)
+    for ending in (PART, UNFINISHED):
+        for part in folder.glob(f".*{ending}"):
+            remove(part)

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from lit_reason.core.checkpoint_io import WholeFileIO
 from lit_reason.errors import UserError
-from lit_reason.strategies.fsdp2 import META
+from lit_reason.strategies.checkpoint_folder import META
 from lit_reason.strategies.optimizer_names import number_parameters
 
 

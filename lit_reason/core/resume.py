@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lit_reason.core.checkpoint_io import clear_parts
 from lit_reason.core.metrics_file import MetricsFile
 from lit_reason.errors import UserError
+from lit_reason.strategies.checkpoint_folder import META, left_behind
 
 # What may change between two starts of one run: it alters how fast training goes, not what it computes.
 FREE = {"workers", "cache_dir", "max_bad_rows", "gradient_checkpointing", "compile"}
@@ -111,7 +112,7 @@ def run_folders(trainer: Any) -> list[Path]:
 def _elsewhere(trainer: Any) -> list[Path]:
     """Checkpoints in folders that the recipe names."""
     folders = {Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)}
-    return [path for folder in folders for path in folder.glob("*.ckpt") if path.exists()]
+    return [p for folder in folders for p in (*folder.glob("*.ckpt"), *left_behind(folder)) if p.exists()]
 
 
 def find(
@@ -150,7 +151,7 @@ def find(
 
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints of a run folder in no order; links that lead nowhere are left out."""
-    return [path for path in folder.glob("checkpoints/*.ckpt") if path.exists()]
+    return [path for path in folder.glob("checkpoints/*.ckpt") if path.exists()] + left_behind(folder / "checkpoints")
 
 
 def read_step(path: Path) -> int:
@@ -181,7 +182,7 @@ def _home(path: Path) -> Path:
 def _content(path: Path) -> dict[str, Any]:
     if path.is_dir() and not (path / ".metadata").is_file():
         raise UserError(f"{path}: a folder without .metadata, so its shards were never all written")
-    file = path / "meta.pt" if path.is_dir() else path
+    file = path / META if path.is_dir() else path
     try:
         with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()

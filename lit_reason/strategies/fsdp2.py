@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -24,19 +22,20 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 from lit_reason.errors import UserError
+from lit_reason.strategies.checkpoint_folder import META, UNFINISHED, beside, put_in_place, remove
 from lit_reason.strategies.optimizer_names import name_parameters, number_parameters
-
-META = "meta.pt"  # Lightning's file beside the shards: loops, callbacks, schedules
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Fully sharded data parallelism over all processes, with checkpoints that any number of processes reads.
+    """Fully sharded data parallelism, with checkpoints that any number of processes reads.
 
     What it adds to Lightning's class: sizes that fit every run; checkpoints of adapters (their frozen base is not
     in the file); single files whose optimizer state is numbered as an ordinary optimizer numbers it; and folders
     that appear whole or not at all.
 
     Args:
+        tensor_parallel_size: processes that share the matrices of one copy of the model, besides the sharding; they
+            see the same rows. The product with the number of copies is the number of processes.
         save_distributed_checkpoint: each process writes its part into a folder (`lit-reason consolidate` makes one
             file of it); False gathers everything on the first process, which writes one ordinary file.
         process_group_backend: how processes talk; default by device (nccl, gloo).
@@ -47,15 +46,23 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def __init__(
         self,
+        tensor_parallel_size: int = 1,
         save_distributed_checkpoint: bool = True,
         process_group_backend: str | None = None,
         timeout: timedelta | None = default_pg_timeout,
     ) -> None:
-        super().__init__(1, 1, save_distributed_checkpoint, process_group_backend, timeout)
+        super().__init__(1, tensor_parallel_size, save_distributed_checkpoint, process_group_backend, timeout)
 
     def setup_environment(self) -> None:
-        """Count the processes before the mesh is made."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        """Count the processes before the mesh is made.
+
+        Raises:
+            UserError: they cannot be dealt into groups of `tensor_parallel_size`.
+        """
+        processes, size = self.num_nodes * self.num_processes, int(self._tensor_parallel_size)
+        if size < 1 or processes % size:
+            raise UserError(f"strategy: tensor_parallel_size {size} does not divide {processes} processes")
+        self._data_parallel_size = processes // size
         super().setup_environment()
 
     # ---- saving ----
@@ -74,15 +81,14 @@ class FSDP2Strategy(ModelParallelStrategy):
         if not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, target, storage_options)
             return
-        unfinished = target.with_name(f".{target.name}.unfinished")
+        unfinished = beside(target, UNFINISHED)
         if self.is_global_zero:
-            _remove(unfinished)
+            remove(unfinished)
         self.barrier()
         super().save_checkpoint(checkpoint, unfinished, storage_options)
         self.barrier()
         if self.is_global_zero:
-            _remove(target)
-            os.replace(unfinished, target)
+            put_in_place(unfinished, target)
         self.barrier()
 
     # ---- loading ----
@@ -146,13 +152,6 @@ def _names(model: torch.nn.Module, optimizer: Optimizer) -> list[str]:
     """Names of the optimizer's parameters in its own order."""
     known = {id(p): name for name, p in model.named_parameters()}
     return [known[id(p)] for group in optimizer.param_groups for p in group["params"]]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 if "fsdp2" not in StrategyRegistry:

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 
 from lit_reason.errors import UserError
 from lit_reason.models.adapters import decoder_layers
+from lit_reason.strategies.tensor_parallel import cut_matrices
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -26,6 +27,8 @@ POLICY = MixedPrecisionPolicy(reduce_dtype=torch.float32)
 def shard(lm: LanguageModel, device_mesh: DeviceMesh) -> None:
     """Keep one part of every weight on each data-parallel process (FSDP2, `fully_shard`).
 
+    With a tensor-parallel dimension the layers' matrices are cut along that first, and each part then sharded.
+
     Each decoder layer gathers its weights while it runs. A separate output layer does so by itself; the loss calls
     it through its hooks. What is left (embedding, last norm, a tied output layer) belongs to the transformers model,
     is gathered when that starts to run, and stays gathered until the backward pass is over: the tied weight is
@@ -33,19 +36,18 @@ def shard(lm: LanguageModel, device_mesh: DeviceMesh) -> None:
 
     Args:
         lm: the model, whole, on any device; its weights move to the mesh's device one module after another.
-        device_mesh: has a dimension `data_parallel`, as `ModelParallelStrategy` makes it.
+        device_mesh: has dimensions `data_parallel` and `tensor_parallel`, as `ModelParallelStrategy` makes it.
 
     Raises:
-        UserError: the model is quantised, or the mesh has a tensor-parallel dimension.
+        UserError: the model is quantised, or cannot be cut as the mesh wants it (`cut_matrices`).
     """
-    names = device_mesh.mesh_dim_names or ()
-    if "tensor_parallel" in names and device_mesh["tensor_parallel"].size() > 1:
-        raise UserError("strategy: tensor_parallel_size must be 1; use `trainer.strategy: fsdp2`")
     if any(not p.is_floating_point() for p in lm.parameters()):
         raise UserError(
             "strategy: the weights of a quantised model cannot be sharded; use `trainer.strategy: ddp`, or set "
             "lm.adapter.quantize to none"
         )
+    if device_mesh["tensor_parallel"].size() > 1:
+        cut_matrices(lm, device_mesh["tensor_parallel"])
     mesh = device_mesh["data_parallel"]
     base: Any = lm.base
     for layer in decoder_layers(base):

@@ -15,11 +15,11 @@ KINDS = {
     "full": COMMON | DROPOUT | {"data__batch_rows": 4, "trainer__accumulate_grad_batches": 2},
     "lora": COMMON
     | {"data__batch_rows": 4, "trainer__accumulate_grad_batches": 3, "trainer__log_every_n_steps": 3}
-    | {"model__lm__adapter__rank": 4, "model__lm__adapter__dropout": 0.2, "data__workers": 2},
+    | {"model__lm__adapter__rank": 4, "model__lm__adapter__dropout": 0.2},
     "packed": COMMON
     | DROPOUT
     | {"data__batch_rows": None, "data__batch_tokens": 160, "trainer__accumulate_grad_batches": 2}
-    | {"trainer__val_check_interval": 3, "trainer__log_every_n_steps": 2, "data__workers": 2},
+    | {"trainer__val_check_interval": 3, "trainer__log_every_n_steps": 2},
     "steps": COMMON | DROPOUT | {"data__batch_rows": 8, "trainer__max_epochs": None, "trainer__max_steps": 12},
 }
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(folder):
-    """By kind: folder and moments of a run that nobody disturbed."""
+    """By kind: folder and moments of a run that nobody disturbed, without loading processes."""
     done = {}
 
     def get(kind: str) -> tuple[Path, list[str]]:
@@ -48,12 +48,16 @@ def whole(folder):
     return get
 
 
-def assert_survives(folder, whole, run: Path, kind: str, at: int, send: int = signal.SIGKILL) -> str:
+def assert_survives(
+    folder, whole, run: Path, kind: str, at: int, send: int = signal.SIGKILL, workers: int = 0, between=lambda: None
+) -> str:
     """Kill a run at a moment, resume it, compare everything; what the resumed run said."""
     reference, _ = whole(kind)
-    code = start(folder, run, KINDS[kind], at=at, send=send)
+    settings = KINDS[kind] | {"data__workers": workers}
+    code = start(folder, run, settings, at=at, send=send)
     assert code == (143 if send == signal.SIGTERM else -send), (run / "output.txt").read_text()
-    assert start(folder, run, KINDS[kind]) == 0, (run / "output.txt").read_text()
+    between()
+    assert start(folder, run, settings) == 0, (run / "output.txt").read_text()
     # Steps after the last checkpoint were made twice: a set of one value says that both times gave the same.
     assert losses(run) == losses(reference)
     assert metrics(run) == metrics(reference)
@@ -85,16 +89,59 @@ def test_a_run_killed_while_the_token_cache_is_written_starts_afresh(folder, who
     assert "starting afresh" in assert_survives(folder, whole, tmp_path, "full", at)
 
 
+def test_a_broken_checkpoint_is_named_and_an_older_one_taken(folder, whole, tmp_path):
+    """Killed at the end of an epoch; the newest checkpoint has lost its end. Two loading processes."""
+
+    def cut():
+        newest = max(tmp_path.glob("**/*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+        newest.write_bytes(newest.read_bytes()[:-300])
+        broken.append(newest.name)
+
+    broken: list[str] = []
+    at = moment(whole("full")[1], "before on_train_epoch_end", 2)
+    said = assert_survives(folder, whole, tmp_path, "full", at, workers=2, between=cut)
+    assert f"{broken[0]}: broken" in said and "passed over" in said and "going on from" in said
+
+
+def test_a_disk_that_is_full_stops_the_run_and_a_larger_one_lets_it_go_on(folder, whole, small_disk):
+    disk, grow = small_disk
+    reference, _ = whole("full")
+    assert start(folder, disk / "run", KINDS["full"]) == 1
+    said = (disk / "run" / "output.txt").read_text()
+    assert "No space left on device; the checkpoint was not written" in said and "Traceback" not in said
+    grow()
+    assert start(folder, disk / "run", KINDS["full"]) == 0, (disk / "run" / "output.txt").read_text()
+    assert "going on from" in (disk / "run" / "output.txt").read_text()
+    assert losses(disk / "run") == losses(reference) and metrics(disk / "run") == metrics(reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["full", "lora", "packed"])
+@pytest.mark.parametrize("name, count", [("after on_after_backward", 9), ("after on_train_epoch_end", 1)])
+def test_within_an_epoch_and_at_its_end(folder, whole, tmp_path, kind, workers, name, count):
+    assert_survives(folder, whole, tmp_path, kind, moment(whole(kind)[1], name, count), workers=workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", range(1, 13))
+def test_every_step(folder, whole, tmp_path, step):
+    """After the weights of a step were updated, before anything is saved."""
+    assert whole("steps")[1].count("before on_train_batch_end") == 12
+    assert_survives(folder, whole, tmp_path, "steps", moment(whole("steps")[1], "before on_train_batch_end", step))
+
+
 @pytest.mark.slow
 def test_25_random_moments(folder, whole, tmp_path):
     seed = int(os.environ.get("SURVIVAL_SEED", "0"))
     rng = random.Random(seed)
     for trial in range(25):
-        kind = list(KINDS)[trial % len(KINDS)]
+        kind, workers = list(KINDS)[trial % len(KINDS)], rng.choice([0, 2])
         moments = whole(kind)[1]
         at = rng.randrange(1, len(moments) + 1)
-        print(f"seed {seed} trial {trial}: {kind}, moment {at} of {len(moments)}: {moments[at - 1]}", flush=True)
-        said = assert_survives(folder, whole, tmp_path / str(trial), kind, at)
+        where = f"{kind}, {workers} workers, moment {at} of {len(moments)}: {moments[at - 1]}"
+        print(f"seed {seed} trial {trial}: {where}", flush=True)
+        said = assert_survives(folder, whole, tmp_path / str(trial), kind, at, workers=workers)
         print("   ", said[said.rindex("resume:") :].partition("\n")[0], flush=True)
 
 
@@ -103,7 +150,8 @@ def test_killed_again_and_again(folder, whole, tmp_path):
     """Each life ends after 300 more moments; all of them together are one run."""
     reference, _ = whole("packed")
     rng, lives = random.Random(1), 1
-    while start(folder, tmp_path, KINDS["packed"], at=rng.randrange(200, 400)) != 0:
+    settings = KINDS["packed"] | {"data__workers": 2}
+    while start(folder, tmp_path, settings, at=rng.randrange(200, 400)) != 0:
         lives += 1
         assert lives < 30
     print(f"{lives} lives")
