@@ -24,6 +24,7 @@ TRAINER_VERBS = {
 }
 OTHER_VERBS = {
     "demo": "train full and condensed traces side by side, and compare them",
+    "plan": "what a run will need in memory, before it starts",
     "inspect": "rows as the loss sees them, span by span, and what is wrong with them",
     "launch": "a script that starts a run on several machines",
     "consolidate": "one file of a checkpoint folder that several processes wrote",
@@ -38,7 +39,7 @@ OTHER_VERBS = {
 }
 GROUPS = (
     ("Run a recipe", tuple(TRAINER_VERBS)),
-    ("Start here", ("demo", "list", "show", "doctor")),
+    ("Start here", ("demo", "list", "show", "plan", "doctor")),
     ("Data", ("inspect", "condense", "edges")),
     ("Many processes", ("launch", "consolidate")),
     ("Extend", ("new",)),

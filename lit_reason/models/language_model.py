@@ -76,7 +76,7 @@ class LanguageModel(nn.Module):
         if config.lowrank is not None:
             with own_random_stream(1):  # not the numbers that embeddings were drawn from
                 make_lowrank(hf, config.lowrank, from_weights=config.path is not None and folder is None)
-        if folder is not None:
+        if folder is not None and torch.get_default_device().type != "meta":
             load_factors(hf, folder)
         if config.adapter is not None:
             with own_random_stream():

@@ -185,9 +185,9 @@ def _read(config: ModelConfig, dtype: torch.dtype, quantization: Any) -> PreTrai
     with hub_errors(given, "model path"):
         fields = AutoConfig.from_pretrained(source, **remote, **gguf)
     fields = _overridden(fields, config.overrides)
-    if (Path(source) / "lowrank.json").is_file():  # factors: the caller makes the layers and reads them
-        with _default_dtype(dtype):
-            model = AutoModelForCausalLM.from_config(fields, **remote)
+    factored = (Path(source) / "lowrank.json").is_file()  # the caller makes the layers and reads the factors
+    if factored or torch.get_default_device().type == "meta":  # shapes without weights: to plan a run
+        model = AutoModelForCausalLM.from_config(fields, dtype=dtype, **remote)
         if (Path(source) / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(source)
         return model.eval()

@@ -207,6 +207,27 @@ def make_lowrank(model: PreTrainedModel, config: LowRankConfig, *, from_weights:
     said("%d linear layers of rank %d: %s weights instead of %s", len(layers), config.rank, f"{held:,}", f"{dense:,}")
 
 
+def hidden_matrices(model: PreTrainedModel) -> tuple[list[tuple[int, int]], int]:
+    """The attention and MLP matrices of a model, dense or low-rank.
+
+    Args:
+        model: a transformers decoder without adapter.
+
+    Returns:
+        Outputs and inputs of each, and the number of parameters that hold all of them.
+    """
+    sides, held = [], 0
+    for layer in (module for block in decoder_layers(model) for module in block.modules()):
+        if isinstance(layer, LowRankLinear):
+            sides.append((layer.out_features, layer.in_features))
+        elif _is_linear(layer):
+            sides.append(_sides(layer))
+        else:
+            continue
+        held += sum(p.numel() for name, p in layer.named_parameters() if name != "bias")
+    return sides, held
+
+
 def _chosen(model: PreTrainedModel, config: LowRankConfig) -> dict[str, Any]:
     """The dense layers that the targets name."""
     inside = {id(module) for layer in decoder_layers(model) for module in layer.modules()}

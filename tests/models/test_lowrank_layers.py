@@ -84,6 +84,8 @@ def test_factored_folder_is_read_back_exactly_and_refused_by_dense_loaders(tmp_p
         assert torch.equal(again.state_dict()[name], value), name
     ids = documents(12)[0]
     assert torch.equal(logits(again.hf, ids), logits(lm.hf, ids))
+    half = LanguageModel.load(ModelConfig(path=str(tmp_path / "out"), dtype="bfloat16"))
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     with pytest.raises(OSError):
         AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
