@@ -1,0 +1,246 @@
+"""Low-rank pretraining methods on real text, the learning rate swept for each: a study that goes on where it was.
+
+python -m benchmarks.lowrank_study --train corpus.jsonl.xz --val valid.jsonl --out runs/lowrank [--arms full lowrank]
+
+Each arm's rate is swept by factors of two on the first seed until the best one has a worse neighbour on both sides;
+then the other seeds train with it. Every finished run is a line of OUT/runs.jsonl and is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import record
+
+RECIPE = "pretrain/llama-1m-cpu"
+PERIOD, RECOVERY = 100, 5
+FACTORS = ["--model.lm.lowrank.rank=32", "--model.lm.lowrank.alpha=32"]  # a quarter of the width, scale 1
+SPARSE = [*FACTORS, "--model.lm.lowrank.sparse_density=0.03"]
+SUBSPACE = ["--model.optim.subspace.rank=32", f"--model.optim.subspace.refresh_steps={PERIOD}"]
+CYCLE = [f"--model.optim.period_steps={PERIOD}", f"--model.optim.recovery_steps={RECOVERY}"]
+RECOVER = [*CYCLE, "--model.optim.schedule=cosine_quick_recovery", "--trainer.callbacks+=Restart"]
+BOTH = RECOVER
+ARMS: dict[str, tuple[float, list[str]]] = {  # first rate to try, options
+    "full": (4e-3, []),
+    "lowrank": (4e-3, FACTORS),
+    "lowrank+both": (4e-3, [*FACTORS, *BOTH]),
+    "galore": (1e-2, ["--model.optim.optimizer=galore", *SUBSPACE]),
+    "fira": (1e-2, ["--model.optim.optimizer=fira", *SUBSPACE]),
+    "lowrank+refactorize": (4e-3, [*FACTORS, *RECOVER, "--trainer.callbacks.reset=none"]),
+    "lowrank+reset": (4e-3, [*FACTORS, *RECOVER, "--trainer.callbacks.refactorize=false"]),
+    "sltrain": (4e-3, SPARSE),
+    "sltrain+both": (4e-3, [*SPARSE, *BOTH]),
+    "apollo_mini": (1e-2, ["--model.optim.optimizer=apollo_mini", *SUBSPACE]),
+    "loro": (
+        1e-2,
+        [*FACTORS, *SUBSPACE, *CYCLE, "--model.optim.optimizer=loro", "--model.optim.schedule=jagged_cosine"],
+    ),
+}
+JUMP = ("restart/loss_after", "restart/loss_before")
+BASE = "lowrank"  # the arm that differences are taken from
+
+
+def train(options: list[str], result: Path) -> None:
+    """One run, in a process of its own; its figures become a file."""
+    from lit_reason.cli.reason_cli import build
+    from lit_reason.core.metrics_log import read_metrics
+    from lit_reason.core.run_folder import run_folder
+
+    cli = build("fit", options)
+    cpu, wall = time.process_time(), time.perf_counter()
+    cli.run_verb()
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    log = read_metrics(run_folder(cli.trainer) / "metrics.csv")
+    lm, optimizer = cli.model.lm, cli.trainer.optimizers[0]
+    held = [v for state in optimizer.state.values() for v in state.values() if hasattr(v, "element_size") and v.ndim]
+    restarts = [value for _, value in log.points("restart/seconds")]
+    figures = {
+        "perplexity": log.last("val/perplexity"),
+        "bits_per_byte": log.last("val/bits_per_byte"),
+        "parameters": sum(p.numel() for p in lm.parameters()),
+        "weight_bytes": size(lm.parameters()),
+        "gradient_bytes": size(p for p in lm.parameters() if p.requires_grad),
+        "optimizer_bytes": size(held),
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "cpu_seconds": cpu,  # of training and the validation behind it
+        "seconds": wall,
+        "restart_seconds": sum(restarts),
+        "restarts": len(restarts),
+        "loss_jumps": [a - b for (_, a), (_, b) in zip(*map(log.points, JUMP), strict=True)],
+        "balance_defects": [value for _, value in log.points("restart/balance_defect")],
+        "stable_ranks": [value for _, value in log.points("restart/stable_rank")],
+    }
+    result.write_text(json.dumps(figures))
+
+
+def size(tensors: Iterable[Any]) -> int:
+    """Bytes of some tensors."""
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class Study:
+    """Runs by (arm, rate, seed), each made once.
+
+    Args:
+        common: options of every run.
+        out: folder of the study.
+        stop_at: no run begins after this time, in seconds since the epoch.
+    """
+
+    def __init__(self, common: list[str], out: Path, stop_at: float) -> None:
+        self.common, self.out, self.stop_at = common, out, stop_at
+        out.mkdir(parents=True, exist_ok=True)
+        self.file = out / "runs.jsonl"
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        self.done = {(r["arm"], r["lr"], r["seed"]): r for r in map(json.loads, lines)}
+
+    def run(self, arm: str, lr: float, seed: int) -> float:
+        """Perplexity of one run; a failed or diverged one counts as infinite.
+
+        Raises:
+            TimeoutError: there is no time left to begin it.
+        """
+        if (arm, lr, seed) not in self.done:
+            if time.time() > self.stop_at:
+                raise TimeoutError
+            self._train(arm, lr, seed)
+        value = self.done[arm, lr, seed].get("perplexity")
+        return math.inf if value is None or not math.isfinite(value) else value
+
+    def _train(self, arm: str, lr: float, seed: int) -> None:
+        result = self.out / "latest.json"
+        result.unlink(missing_ok=True)
+        own = [f"--model.optim.lr={lr}", f"--seed_everything={seed}", f"--data.seed={seed}"]
+        options = ["--config", RECIPE, *self.common, *ARMS[arm][1], *own]
+        child = multiprocessing.get_context("fork").Process(target=train, args=(options, result))
+        child.start()
+        child.join()
+        figures = json.loads(result.read_text()) if result.exists() else {"failed": child.exitcode}
+        line = {"arm": arm, "lr": lr, "seed": seed, **figures}
+        with self.file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.done[arm, lr, seed] = line
+        print(f"{arm:20} lr {lr:<8g} seed {seed}  perplexity {figures.get('perplexity')}", flush=True)
+
+    def best_rate(self, arm: str, first_seed: int) -> float:
+        """Sweep by factors of two until the best rate stands between two worse ones."""
+        score: Callable[[float], float] = lambda lr: self.run(arm, lr, first_seed)  # noqa: E731
+        best = ARMS[arm][0]
+        while True:
+            near = min((best, best * 2, best / 2), key=score)
+            if near == best:
+                return best
+            best = near
+
+
+def table(study: Study) -> dict[str, Any]:
+    """Each arm at its best rate: mean and 95 % interval of perplexity over seeds, and of the paired log difference.
+
+    The difference to `lowrank` is taken seed by seed, since equal seeds share the order of the data.
+    """
+    rows: dict[str, Any] = {}
+    for arm in ARMS:
+        first = [r for (a, _, _), r in study.done.items() if a == arm and r.get("perplexity")]
+        if not first:
+            continue
+        lr = min((r for r in first if r["seed"] == 0), key=lambda r: r["perplexity"])["lr"]
+        runs = {r["seed"]: r for r in first if r["lr"] == lr}
+        logs = {seed: math.log(r["perplexity"]) for seed, r in runs.items()}
+        rows[arm] = {"lr": lr, "rates": sorted({r["lr"] for r in first}), "logs": logs, "last": list(runs.values())[-1]}
+    for row in rows.values():
+        mean, half = interval(list(row["logs"].values()))
+        row["perplexity"] = math.exp(mean)
+        row["interval"] = None if half is None else [math.exp(mean - half), math.exp(mean + half)]
+        base = rows.get(BASE, {}).get("logs", {})
+        paired = [value - base[seed] for seed, value in row["logs"].items() if seed in base]
+        gap, half = interval(paired) if paired else (math.nan, None)
+        row["against_lowrank"] = math.expm1(gap)
+        row["against_interval"] = None if half is None else [math.expm1(gap - half), math.expm1(gap + half)]
+    return rows
+
+
+def interval(values: list[float]) -> tuple[float, float | None]:
+    """Mean, and half the width of Student's 95 % interval; None for one value."""
+    quantiles = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}
+    mean = statistics.fmean(values)
+    if len(values) not in quantiles:
+        return mean, None
+    return mean, quantiles[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+
+
+def lines(rows: dict[str, Any]) -> Iterator[str]:
+    """The table as Markdown."""
+    yield "| arm | lr | seeds | perplexity | 95 % | against low-rank | 95 % | parameters | w + opt, MB | + gradients |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for arm, row in rows.items():
+        last = row["last"]
+        held = last["weight_bytes"] + last["optimizer_bytes"]
+        around = "-" if row["interval"] is None else "{:.1f} to {:.1f}".format(*row["interval"])
+        gap = "-" if row["against_interval"] is None else "{:+.1%} to {:+.1%}".format(*row["against_interval"])
+        yield (
+            f"| {arm} | {row['lr']:g} | {len(row['logs'])} | {row['perplexity']:.1f} | {around} | "
+            f"{row['against_lowrank']:+.1%} | {gap} | {last['parameters']:,} | {held / 1e6:.2f} | "
+            f"{(held + last['gradient_bytes']) / 1e6:.2f} |"
+        )
+
+
+def main() -> None:
+    """Run what the time allows, and say what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train", required=True)
+    parser.add_argument("--val", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--seeds", type=int, default=4, help="seeds an arm; the first is the sweep's")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--batch_tokens", type=int, default=512)
+    parser.add_argument("--minutes", type=float, default=120, help="no run begins later than this")
+    parser.add_argument(
+        "--record", action="store_true", help="write what there is to benchmarks/results, train nothing"
+    )
+    given = parser.parse_args()
+    common = [
+        f"--data.train_file={given.train}",
+        f"--data.val_file={given.val}",
+        f"--data.cache_dir={given.out / 'cache'}",
+        f"--data.batch_tokens={given.batch_tokens}",
+        f"--trainer.max_steps={given.steps}",
+        f"--trainer.val_check_interval={given.steps}",
+        "--trainer.enable_progress_bar=false",
+        f"--trainer.logger.save_dir={given.out}",
+        "--trainer.callbacks=[]",
+    ]
+    study = Study(common, given.out, time.time() + 60 * given.minutes)
+    if not given.record:
+        import lit_reason.core.trainer  # noqa: F401  # so that each run, a fork, need not import again
+
+        try:
+            rates = {arm: study.best_rate(arm, 0) for arm in given.arms}
+            for seed in range(1, given.seeds):
+                for arm, lr in rates.items():
+                    study.run(arm, lr, seed)
+        except TimeoutError:
+            print("out of time: the same command goes on")
+    rows = table(study)
+    print("\n".join(lines(rows)))
+    if given.record:
+        result = {
+            "arms": rows,
+            "runs": list(study.done.values()),
+            "steps": given.steps,
+            "batch_tokens": given.batch_tokens,
+        }
+        print(record("lowrank-study", result, [f"recipe {RECIPE}, period {PERIOD}, recovery {RECOVERY}"]))
+
+
+if __name__ == "__main__":
+    main()
