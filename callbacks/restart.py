@@ -54,7 +54,9 @@ class Restart(Callback):
         route: Route = "auto",
     ) -> None:
         if reset not in FORGOTTEN:
-            raise UserError(f"Restart: reset is '{reset}'; allowed: {', '.join(FORGOTTEN)}{did_you_mean(reset, FORGOTTEN)}")
+            raise UserError(
+                f"Restart: reset is '{reset}'; allowed: {', '.join(FORGOTTEN)}{did_you_mean(reset, FORGOTTEN)}"
+            )
         if not refactorize and reset == "none":
             raise UserError("Restart: neither refactorize nor reset is asked for; leave the callback out")
         self.period_steps = period_steps

@@ -79,7 +79,11 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterConfig) -> PeftModel:
         target_modules=_targets(model, adapter.targets),
         task_type=TaskType.CAUSAL_LM,
     )
-    return get_peft_model(model, config)
+    adapted: PeftModel = get_peft_model(model, config)  # type: ignore[assignment]
+    if adapter.train_rest:
+        for name, parameter in adapted.named_parameters():
+            parameter.requires_grad_(".base_layer." not in name)
+    return adapted
 
 
 def _keep_weights_fixed(model: PreTrainedModel) -> None:

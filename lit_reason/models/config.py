@@ -18,6 +18,7 @@ class AdapterConfig:
         quantize: hold the frozen base in 4-bit NormalFloat (`nf4`) or 8-bit integers (`int8`) through
             bitsandbytes; `none` keeps it in the model's dtype.
         folder: continue training the adapter saved in this folder instead of starting a new one.
+        train_rest: train what has no adapter too (embeddings, norms, output layer), as pretraining with LoRA does.
     """
 
     rank: int = 16
@@ -26,6 +27,7 @@ class AdapterConfig:
     targets: str | list[str] = "all-linear"
     quantize: Literal["none", "nf4", "int8"] = "none"
     folder: str | None = None
+    train_rest: bool = False
 
 
 @dataclass(frozen=True)
