@@ -119,8 +119,9 @@ def linear_divergence(
                 z_t = reference.logits(*teacher, settings_t)
             values = reference.divergence(reference.logits(*student, settings_s), z_t, kind, beta)
         else:
+            wanted = wanted_of(*student)
             with torch.no_grad():
-                chunks = HeadChunks(*student, settings_s, wanted_of(*student))
+                chunks = HeadChunks(*student, settings_s, wanted)
                 values = _one_pass(chunks, HeadChunks(*teacher, settings_t), weights, kind, beta)
             grads = list(chunks.gradients()) if chunks.wanted else None
         loss_sum = weighted_sum(weights, values)

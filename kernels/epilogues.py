@@ -147,6 +147,8 @@ def reinforce(advantage_S: Tensor, importance_S: Tensor | None = None) -> Epilog
 def k3_kl(beta: float, ref_logp_S: Tensor | None = None) -> Epilogue:
     """`beta (exp(d) - d - 1)` with `d = ref - logp`, an estimate of KL(policy, reference) that is never negative.
 
+    d is taken as at most 20, where the derivative ends: a number larger than exp(20) is no estimate.
+
     Args:
         beta: factor.
         ref_logp_S: log-probabilities under the reference; None takes those of the reference's hidden states.

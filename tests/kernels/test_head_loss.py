@@ -1,6 +1,5 @@
-"""The chunked token loss against materialised logits in float64, and the promises it makes beyond that."""
+"""What the one-pass token loss promises beyond the operator table: memory, products, dtypes, slopes."""
 
-import itertools
 import math
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_reason.errors import UserError
 from lit_reason.kernels.head_loss import linear_token_loss
 
 GRADS = ("hidden", "weight", "token_weight", "bias")
@@ -77,72 +75,10 @@ def test_reference_backend_is_weighted_cross_entropy():
     torch.testing.assert_close(ours["entropy"], torch.distributions.Categorical(probs=p).entropy().detach())
 
 
-@pytest.mark.parametrize("S, D, V", itertools.product((1, 5, 37), (8, 72), (7, 127, 129, 1000)))
-def test_float64_equals_reference(S, D, V):
-    case = make(S, D, V, seed=S * V + D)
-    assert_close(run(case, chunk_rows=10), exact(case), 1e-12)
-
-
-@pytest.mark.parametrize("temperature, softcap", [(0.3, None), (2.0, None), (1.0, 30.0), (0.3, 1.5), (2.0, 5.0)])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
-def test_temperature_and_softcap(dtype, tolerance, temperature, softcap):
-    case = make(37, 16, 129, dtype, scale=0.25)  # logits near 1: bfloat16 rounds them in proportion to their size
-    options = {"temperature": temperature, "softcap": softcap}
-    assert_close(run(case, chunk_rows=8, **options), exact(case, **options), tolerance)
-
-
-def test_chunk_size_does_not_matter():
-    case = make(37, 8, 129, torch.float32)
-    whole = run(case, chunk_rows=1000)
-    for rows in (1, 2, 7, 36, 37):
-        part = run(case, chunk_rows=rows)
-        for name in whole:
-            torch.testing.assert_close(part[name], whole[name], rtol=1e-5, atol=1e-6)
-
-
 def test_large_vocabulary_uses_several_row_blocks(monkeypatch):
     monkeypatch.setattr("lit_reason.kernels.row_passes.SCRATCH_BYTES_ON_CPU", 3 * 4 * 1000)  # three rows
     case = make(37, 8, 1000, torch.float32)
     assert_close(run(case, chunk_rows=20, softcap=3.0), exact(case, softcap=3.0), 2e-6)
-
-
-def test_non_contiguous_inputs():
-    case = make(10, 8, 127)
-    case["hidden"] = torch.randn(10, 16, dtype=torch.float64)[:, ::2]
-    case["weight"] = torch.randn(8, 127, dtype=torch.float64).T
-    assert not case["hidden"].is_contiguous() and not case["weight"].is_contiguous()
-    hidden, weight = case["hidden"].detach().requires_grad_(), case["weight"].detach().requires_grad_()
-    out = linear_token_loss(hidden, weight, case["targets"], case["token_weight"], bias=case["bias"], chunk_rows=4)
-    out.loss_sum.backward()
-    want = exact(case)
-    torch.testing.assert_close(hidden.grad, want["d_hidden"])
-    torch.testing.assert_close(weight.grad, want["d_weight"])
-
-
-@pytest.mark.parametrize("scale, shift", [(1e3, 0.0), (1.0, -1e4), (1e3, 1e4)])
-def test_extreme_logits_stay_finite(scale, shift):
-    case = make(37, 8, 129, scale=scale, shift=shift)
-    ours, want = run(case, chunk_rows=10), exact(case)
-    assert all(torch.isfinite(v).all() for v in ours.values() if v.is_floating_point())
-    assert_close(ours, want, 1e-9)
-    narrow = run({k: v.float() if v.is_floating_point() else v for k, v in case.items()})
-    assert all(torch.isfinite(v).all() for v in narrow.values() if v.is_floating_point())
-
-
-def test_masked_columns_contribute_nothing():
-    """A bias of -inf removes a column: same result as without that column, and no NaN in the entropy."""
-    case = make(9, 8, 20)
-    case["targets"] = case["targets"] % 15
-    small = case | {"weight": case["weight"][:15].clone(), "bias": case["bias"][:15].clone()}
-    case["bias"][15:] = -math.inf
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
-        cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in case.items()}
-        ours, want = run(cast, chunk_rows=4), run(small, backend="reference")
-        assert torch.equal(ours["d_weight"][15:], torch.zeros(5, 8, dtype=dtype))
-        assert torch.equal(ours["d_bias"][15:], torch.zeros(5, dtype=dtype))
-        for name in ("d_weight", "d_bias"):
-            ours[name] = ours[name][:15]
-        assert_close(ours, want, tolerance)
 
 
 def test_row_of_minus_infinity_is_not_nan():
@@ -161,68 +97,9 @@ def test_first_of_equal_maxima_is_the_hit():
     assert out.hit_S.tolist() == [True, False]
 
 
-def test_invariants_of_a_distribution():
-    case = make(37, 72, 129, torch.float32, scale=3.0)
-    out = run(case, chunk_rows=10)
-    assert (out["logp"] <= 0).all()
-    assert (out["entropy"] >= 0).all() and (out["entropy"] <= math.log(129) + 1e-5).all()
-    one_hot = linear_token_loss(torch.full((1, 1), 1e4), torch.eye(5)[:, :1], torch.tensor([0]), torch.ones(1))
-    assert float(one_hot.entropy_S) == 0.0 and float(one_hot.logp_S) == 0.0
-
-
-def test_gradient_of_the_logits_sums_to_zero():
-    """Adding a constant to all logits changes nothing, so the bias gradient of every row sums to 0."""
-    case = make(5, 8, 1000, torch.float32)
-    for row in range(5):
-        one = {k: v[row : row + 1] if k in ("hidden", "targets", "token_weight") else v for k, v in case.items()}
-        assert abs(float(run(one)["d_bias"].sum())) < 1e-5 * max(1.0, abs(float(one["token_weight"])))
-
-
-def test_permuting_rows_permutes_the_outputs():
-    case = make(37, 8, 127)
-    order = torch.randperm(37, generator=torch.Generator().manual_seed(1))
-    shuffled = case | {k: case[k][order] for k in ("hidden", "targets", "token_weight")}
-    ours, theirs = run(shuffled, chunk_rows=10), run(case, chunk_rows=10)
-    for name in ("logp", "entropy", "hit", "d_hidden", "d_token_weight"):
-        torch.testing.assert_close(ours[name], theirs[name][order])
-    for name in ("loss", "d_weight", "d_bias"):
-        torch.testing.assert_close(ours[name], theirs[name])
-
-
-def test_selected_rows_equal_all_rows_with_zero_weights():
-    case = make(37, 8, 127)
-    index = case["token_weight"].nonzero()[:, 0]
-    assert 0 < len(index) < 37
-    selected = case | {k: case[k][index] for k in ("hidden", "targets", "token_weight")}
-    ours, dense = run(selected, chunk_rows=10), run(case, chunk_rows=10)
-    for name in ("loss", "d_weight", "d_bias"):
-        torch.testing.assert_close(ours[name], dense[name])
-    torch.testing.assert_close(ours["d_hidden"], dense["d_hidden"][index])
-    rest = case["token_weight"] == 0
-    assert torch.equal(dense["d_hidden"][rest], torch.zeros(int(rest.sum()), 8, dtype=torch.float64))
-
-
-def test_accumulation_over_micro_batches_equals_one_batch():
-    case = make(30, 8, 127)
-    weight = case["weight"].clone().requires_grad_()
-    for part in torch.arange(30).split(7):
-        out = linear_token_loss(
-            case["hidden"][part], weight, case["targets"][part], case["token_weight"][part], bias=case["bias"]
-        )
-        out.loss_sum.backward()
-    torch.testing.assert_close(weight.grad, run(case)["d_weight"])
-
-
-def test_upstream_factor_scales_every_gradient():
-    case = make(9, 8, 127)
-    leaves = {k: case[k].clone().requires_grad_() for k in GRADS}
-    out = linear_token_loss(
-        leaves["hidden"], leaves["weight"], case["targets"], leaves["token_weight"], bias=leaves["bias"]
-    )
-    (-2.5 * out.loss_sum).backward()
-    once = run(case)
-    for name, leaf in leaves.items():
-        torch.testing.assert_close(leaf.grad, -2.5 * once["d_" + name])
+def test_a_certain_token_has_no_entropy():
+    out = linear_token_loss(torch.full((1, 1), 1e4), torch.eye(5)[:, :1], torch.tensor([0]), torch.ones(1))
+    assert float(out.entropy_S) == 0.0 and float(out.logp_S) == 0.0
 
 
 def test_every_gradient_entry_equals_a_central_difference():
@@ -353,47 +230,3 @@ def test_mixed_dtypes_use_the_weights():
     ours = run(case)
     assert ours["d_hidden"].dtype == torch.bfloat16 and ours["logp"].dtype == torch.float32
     torch.testing.assert_close(ours["logp"].double(), exact(case)["logp"], rtol=1e-5, atol=1e-5)
-
-
-def test_environment_forces_a_backend(monkeypatch):
-    case = make(40, 8, 50)
-    args = [case[k] for k in ("hidden", "weight", "targets", "token_weight")]
-    monkeypatch.setenv("LIT_REASON_KERNELS", "reference")
-    with Sizes() as seen:
-        linear_token_loss(*args, chunk_rows=4)
-    assert seen.largest >= 40 * 50
-    monkeypatch.setenv("LIT_REASON_KERNELS", "refrence")
-    with pytest.raises(UserError, match=r"LIT_REASON_KERNELS is 'refrence'.*did you mean 'reference'"):
-        linear_token_loss(*args)
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"hidden": torch.zeros(5)}, "hidden_SD is of shape"),
-        ({"hidden": torch.zeros(5, 8, dtype=torch.long)}, "hidden_SD is of dtype"),
-        ({"weight": torch.zeros(7, 9)}, r"weight_VD is of shape \(7, 9\); it must be \[V, 8\]"),
-        ({"targets": torch.zeros(4, dtype=torch.long)}, "targets_S is of shape"),
-        ({"targets": torch.zeros(5)}, "targets_S is of dtype"),
-        ({"targets": torch.tensor([0, 1, 2, 3, 7])}, r"targets_S is in \[0, 7\]; it must be in \[0, 7\)"),
-        ({"targets": torch.tensor([0, 1, 2, 3, -100])}, r"targets_S is in \[-100, 3\]"),
-        ({"token_weight": torch.zeros(5, dtype=torch.long)}, "token_weight_S is of dtype"),
-        ({"token_weight": torch.zeros(5, 1)}, "token_weight_S is of shape"),
-        ({"bias": torch.zeros(8)}, "bias is of shape"),
-        ({"temperature": 0.0}, "temperature is 0.0"),
-        ({"temperature": math.nan}, "temperature is nan"),
-        ({"softcap": -1.0}, "softcap is -1.0"),
-        ({"chunk_rows": 0}, "chunk_rows is 0"),
-        ({"backend": "tritn"}, "backend is 'tritn'; allowed: auto, torch, triton, reference"),
-    ],
-)
-def test_wrong_arguments_are_named(change, message):
-    case = {
-        "hidden": torch.zeros(5, 8),
-        "weight": torch.zeros(7, 8),
-        "targets": torch.zeros(5, dtype=torch.long),
-        "token_weight": torch.ones(5),
-    } | change
-    positional = [case.pop(k) for k in ("hidden", "weight", "targets", "token_weight")]
-    with pytest.raises(UserError, match=message):
-        linear_token_loss(*positional, **case)
