@@ -1,102 +1,142 @@
-"""C2: loss and gradients of a language-model head, ours against materialised logits.
+"""C2: loss and gradients of a language-model head, ours against materialised logits and the peers' chunked operations.
 
 2,048 tokens, width 576, vocabulary 49,152 (the shape of SmolLM2-135M), 35 % of the tokens trained, float32 on a CPU.
-Each measurement runs in a process of its own, for its peak memory; rounds alternate between the cases.
+Each measurement runs in a process of its own, for its peak memory; rounds alternate between the cases, and every round
+draws new inputs, the same for all cases.
 
-    python -m benchmarks.head_loss [--rounds 5] [--threads 1]
+    python -m benchmarks.head_loss [--rounds 5] [--threads 2]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
-import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
-from benchmarks.record import record, spread
+from benchmarks.meter import cost_of
+from benchmarks.record import record
+from benchmarks.rounds import Case, compare, peer_versions, run_rounds
 
 TOKENS, WIDTH, VOCABULARY, TRAINED = 2048, 576, 49152, 0.35
-CASES = {
-    "materialised, all tokens": "cross entropy over logits of every token, untrained ones ignored",
-    "materialised, trained tokens": "cross entropy over logits of the selected tokens",
-    "torch linear_cross_entropy": "torch's own op with its default chunking options, selected tokens",
-    "lit_reason": "linear_token_loss on the selected tokens",
-}
+OURS, PEERS = "benchmarks.head_loss", "benchmarks.peers.head_loss"
+CASES = (
+    Case("materialised", "cross entropy over logits of every token, untrained ones ignored", OURS),
+    Case("materialised, trained", "cross entropy over logits of the trained tokens", OURS),
+    Case("torch", "torch's linear_cross_entropy, its default chunking, trained tokens", OURS),
+    Case("trl", "TRL's chunked log-probabilities of every token, as its trainers take them on a CPU", PEERS, True),
+    Case("trl, trained", "the same operation on the trained tokens", PEERS, True),
+    Case("liger, trained", "Liger's scaled cross entropy on the trained tokens", PEERS, True),
+    Case("lit_reason logprobs", "token_logprobs on the trained tokens: logits computed twice, for any loss", OURS),
+    Case("lit_reason", "linear_token_loss on the trained tokens: logits computed once", OURS),
+)
 
 
-def run_case(case: str, threads: int) -> dict[str, float]:
-    """Forward and backward once, in this process.
+class Inputs(NamedTuple):
+    """Random hidden states and head weight, both with gradients, and targets; -100 where not trained."""
 
-    Returns:
-        CPU seconds, and the rise of the peak resident memory in MiB.
+    hidden: Any
+    weight: Any
+    targets: Any
+
+
+def inputs(seed: int, tokens: int, width: int, vocabulary: int) -> Inputs:
+    """New inputs of a round.
+
+    Args:
+        seed: the same gives the same inputs to every case.
+        tokens: rows.
+        width: of a row.
+        vocabulary: rows of the head weight.
     """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, width, generator=generator).requires_grad_()
+    weight = (0.02 * torch.randn(vocabulary, width, generator=generator)).requires_grad_()
+    targets = torch.randint(vocabulary, (tokens,), generator=generator)
+    targets[torch.rand(tokens, generator=generator) >= TRAINED] = -100
+    torch.mm(hidden[:64].detach(), hidden[:64].detach().t())  # start the thread pool before the clock
+    return Inputs(hidden, weight, targets)
+
+
+def loss_of(case: str) -> Callable[[Inputs], Any]:
+    """How one of our cases gets the summed negative log-likelihood of the trained tokens."""
     import torch
     from torch.nn import functional as F
 
     from lit_reason.kernels.head_loss import linear_token_loss
+    from lit_reason.kernels.token_logprobs import token_logprobs
 
-    torch.set_num_threads(threads)
-    generator = torch.Generator().manual_seed(time.time_ns() % 2**31)
-    hidden = torch.randn(TOKENS, WIDTH, generator=generator).requires_grad_()
-    weight = (0.02 * torch.randn(VOCABULARY, WIDTH, generator=generator)).requires_grad_()
-    targets = torch.randint(VOCABULARY, (TOKENS,), generator=generator)
-    trained = torch.rand(TOKENS, generator=generator) < TRAINED
-    index = trained.nonzero()[:, 0]
-    torch.mm(hidden[:64].detach(), hidden[:64].detach().t())  # start the thread pool before the clock
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    if case == "materialised, all tokens":
-        ignored = torch.where(trained, targets, -100)
-        loss = F.cross_entropy(F.linear(hidden, weight), ignored, reduction="sum")
-    elif case == "materialised, trained tokens":
-        loss = F.cross_entropy(F.linear(hidden[index], weight), targets[index], reduction="sum")
-    elif case == "torch linear_cross_entropy":
-        if not hasattr(F, "linear_cross_entropy"):
-            raise SystemExit("this torch has no linear_cross_entropy")
-        chunked = torch.nn.LinearCrossEntropyOptions()
-        loss = F.linear_cross_entropy(hidden[index], weight, targets[index], reduction="sum", options=chunked)
-    else:
-        loss = linear_token_loss(hidden[index], weight, targets[index], torch.ones(len(index))).loss_sum
-    loss.backward()
-    seconds = time.process_time() - start
-    return {"cpu_s": seconds, "peak_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
+    def materialised(given: Inputs) -> Any:
+        return F.cross_entropy(F.linear(given.hidden, given.weight), given.targets, reduction="sum")
+
+    def chunked(given: Inputs) -> Any:
+        options = torch.nn.LinearCrossEntropyOptions()  # absent before torch 2.13: the case then fails and says so
+        return F.linear_cross_entropy(*given, reduction="sum", options=options)
+
+    def recomputed(given: Inputs) -> Any:
+        return -token_logprobs(*given).logp_S.sum()
+
+    def one_pass(given: Inputs) -> Any:
+        return linear_token_loss(*given, torch.ones(len(given.targets))).loss_sum
+
+    losses = {"torch": chunked, "lit_reason logprobs": recomputed, "lit_reason": one_pass}
+    return materialised if case == "materialised" else lambda given: losses.get(case, materialised)(trained(given))
+
+
+def trained(given: Inputs) -> Inputs:
+    """The rows that are trained, with their targets."""
+    index = (given.targets >= 0).nonzero()[:, 0]
+    return Inputs(given.hidden[index], given.weight, given.targets[index])
+
+
+def run(loss: Callable[[Inputs], Any], options: argparse.Namespace) -> dict[str, float]:
+    """Forward and backward once, in this process.
+
+    Args:
+        loss: of the case.
+        options: parsed `arguments`.
+
+    Returns:
+        Seconds, the rise of memory in MiB, and the loss.
+    """
+    import torch
+
+    torch.set_num_threads(options.threads)
+    given = inputs(options.seed, *((64, 16, 199) if options.tiny else (TOKENS, WIDTH, VOCABULARY)))
+
+    def forward_and_backward() -> float:
+        value = loss(given)
+        value.backward()
+        return float(value.detach())
+
+    cost, value = cost_of(forward_and_backward)
+    return {**cost, "loss": value, "gradient": float(given.weight.grad.norm())}
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Arguments of the whole benchmark, and of one case, ours or a peer's."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tiny", action="store_true", help="a tiny head, to try the script")
+    parser.add_argument("--case", choices=[case.name for case in CASES], help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    return parser
 
 
 def main() -> None:
-    """Measure all cases in alternating rounds, print the table, write the file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    """Run one case, or all of them in rounds and write the file."""
+    options = arguments().parse_args()
     if options.case:
-        print(json.dumps(run_case(options.case, options.threads)))
+        print(json.dumps(run(loss_of(options.case), options)))
         return
-    seen: dict[str, list[dict[str, float]]] = {case: [] for case in CASES}
-    for turn in tqdm(range(options.rounds), desc="rounds"):
-        for case in list(CASES)[:: 1 if turn % 2 == 0 else -1]:
-            command = [sys.executable, "-m", "benchmarks.head_loss", "--case", case, "--threads", str(options.threads)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                tqdm.write(f"{case}: {done.stderr.strip().splitlines()[-1]}")
-            else:
-                seen[case].append(json.loads(done.stdout))
-    base = seen["materialised, all tokens"]
-    result = {}
-    print(f"{'case':32} {'CPU s':>18} {'ratio':>18} {'MiB':>8} {'ratio':>6}")
-    for case, runs in seen.items():
-        if not runs:
-            continue
-        time_ratio = spread([a["cpu_s"] / b["cpu_s"] for a, b in zip(runs, base, strict=False)])
-        memory_ratio = spread([a["peak_mib"] / b["peak_mib"] for a, b in zip(runs, base, strict=False)])
-        cpu, mib = spread([r["cpu_s"] for r in runs]), spread([r["peak_mib"] for r in runs])
-        result[case] = {"cpu_s": cpu, "time_ratio": time_ratio, "peak_mib": mib, "memory_ratio": memory_ratio}
-        shown = [f"{s['median']:.2f} ({s['min']:.2f}-{s['max']:.2f})" for s in (cpu, time_ratio)]
-        print(f"{case:32} {shown[0]:>18} {shown[1]:>18} {mib['median']:8.0f} {memory_ratio['median']:6.2f}")
-    print(record("head_loss", {"what": CASES, "threads": options.threads, "cases": result}))
+    tiny = ["--tiny"] if options.tiny else []
+    runs = run_rounds(CASES, options.rounds, lambda turn: ["--seed", str(turn), *tiny], options.threads)
+    result = compare(runs, CASES, "materialised", ["cpu_s", "wall_s", "rise_mib", "loss", "gradient"])
+    if not options.tiny:
+        print(record("head_loss", {"threads": options.threads, "peers": peer_versions(), "cases": result}))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-SCRIPTS = ("benchmarks.sft_training", "benchmarks.head_loss", "benchmarks.loop_overhead")
+SCRIPTS = (
+    "benchmarks.sft_training",  # C1
+    "benchmarks.head_loss",  # C2
+    "benchmarks.policy_update",  # C3
+    "benchmarks.loop_overhead",  # C6
+)
 
 if __name__ == "__main__":
     for script in SCRIPTS:

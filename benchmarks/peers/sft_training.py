@@ -42,6 +42,12 @@ class Laps(TrainerCallback):
             self.losses.append(float(logs["loss"]))
 
 
+def number_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A tokenizer whose words are numbers: trainers want one, though the samples are tokens already."""
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(vocabulary)}, unk_token="0"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="2", pad_token="2", unk_token="0")
+
+
 def train(case: str, config: dict[str, Any], batches: list[list[Sample]], threads: int) -> dict[str, Any]:
     """As `benchmarks.sft_training.train`.
 
@@ -55,8 +61,7 @@ def train(case: str, config: dict[str, Any], batches: list[list[Sample]], thread
     set_seed(0)
     fields = {k: v for k, v in config.items() if k != "model_type"}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **fields))
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(config["vocab_size"])}, unk_token="0"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="2", pad_token="2", unk_token="0")
+    tokenizer = number_tokenizer(config["vocab_size"])
     rows = [{"input_ids": s.ids, "labels": s.labels} for batch in batches for s in batch]
     laps = Laps()
     with tempfile.TemporaryDirectory() as folder:
