@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lit_reason.credit.rewards import GroupRewards, to_go
+from lit_reason.plugins import load_function
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,18 @@ def rloo(rewards: GroupRewards, config: CreditConfig) -> Tensor:
 RULES: dict[str, Callable[[GroupRewards, CreditConfig], Tensor]] = {
     rule.__name__: rule for rule in (traj_or, traj_mr, mt_grpo, mt_grpo_k, turn_rtg, flat_content, rloo)
 }
+
+
+def credit_rule(name: str) -> Callable[[GroupRewards, CreditConfig], Tensor]:
+    """The rule that a recipe names.
+
+    Args:
+        name: in `RULES`, or `package.module:function`.
+
+    Raises:
+        UserError: there is no such rule.
+    """
+    return RULES[name] if name in RULES else load_function(name, "credit.rule", RULES)
 
 
 def _spread(value_G: Tensor, rewards: GroupRewards) -> Tensor:

@@ -176,16 +176,16 @@ class PackLoader(DataLoader):
     """A DataLoader of packs that remembers its place; Lightning saves and restores the two integers.
 
     Args:
-        store: the rows.
+        store: the rows; or a dataset that makes something else than packs of the bins.
         sampler: the order.
         workers: loading processes; 0 loads in the main one.
     """
 
     sampler: BinSampler
 
-    def __init__(self, store: RowStore, sampler: BinSampler, workers: int = 0) -> None:
+    def __init__(self, store: RowStore | Dataset, sampler: BinSampler, workers: int = 0) -> None:
         super().__init__(
-            PackDataset(store),
+            store if isinstance(store, Dataset) else PackDataset(store),
             batch_size=None,
             sampler=sampler,
             num_workers=workers,

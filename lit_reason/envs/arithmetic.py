@@ -53,12 +53,21 @@ class Arithmetic(ToolDialogue):
     """Tasks of `make_task`: a turn is useful when its result is the next step of the chain.
 
     Args:
+        operations: operations of a task that is made up.
+        largest: largest number in one.
         rewards: what is paid for what.
         max_calls: a further call is refused as an error.
     """
 
-    def __init__(self, rewards: ToolRewards | None = None, max_calls: int = 8) -> None:
+    def __init__(
+        self, operations: int = 3, largest: int = 20, rewards: ToolRewards | None = None, max_calls: int = 8
+    ) -> None:
         super().__init__([calculate], rewards, max_calls)
+        self.operations, self.largest = operations, largest
+
+    def task(self, index: int, seed: int) -> dict[str, Any]:
+        """A chain of operations."""
+        return make_task(index, seed, operations=self.operations, largest=self.largest)
 
     def reset(self, task: Mapping[str, Any], seed: int) -> list[Message]:
         """Ask the question."""

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from lit_reason.errors import UserError
+
 Message = dict[str, str]  # role and content, as chat templates read them
 
 
@@ -38,6 +40,18 @@ class Environment(ABC):
     """
 
     stops: tuple[str, ...] = ()
+
+    def task(self, index: int, seed: int) -> dict[str, Any]:
+        """Make up a task; equal numbers give equal tasks.
+
+        Args:
+            index: number of the task, from 0.
+            seed: of the whole set.
+
+        Raises:
+            UserError: this environment's tasks come from a file.
+        """
+        raise UserError(f"{type(self).__name__} makes up no tasks: name a file of them in data.train_file")
 
     @abstractmethod
     def reset(self, task: Mapping[str, Any], seed: int) -> list[Message]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import os
 import re
-import sys
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +11,8 @@ from functools import partial
 from typing import Any
 
 from lit_reason.data.condensation.answers import stated_answer
-from lit_reason.errors import UserError, did_you_mean
+from lit_reason.errors import UserError
+from lit_reason.plugins import load_function
 from lit_reason.rewards.numbers import number_from_reference, number_from_solution
 
 
@@ -101,12 +99,7 @@ def get_checker(spec: str) -> Checker:
         return Checker(spec, partial(check_numeric, tolerance=_tolerance(spec, option)))
     if spec in BUILTIN:
         return Checker(spec, BUILTIN[spec])
-    if not option:
-        raise UserError(
-            f"checker is '{spec}'; it must be one of {', '.join(BUILTIN)}, or package.module:function"
-            + did_you_mean(spec, BUILTIN)
-        )
-    return Checker(spec, _imported(spec, name, option), needs_answer=False)
+    return Checker(spec, load_function(spec, "checker", BUILTIN), needs_answer=False)
 
 
 def check_numeric(
@@ -242,23 +235,3 @@ def _tolerance(spec: str, option: str) -> Fraction:
     if value < 0:
         raise UserError(f"checker is '{spec}'; the tolerance must be a number of at least 0, as in numeric:0.01")
     return value
-
-
-def _imported(spec: str, module_name: str, function_name: str) -> Callable[..., bool | Verdict]:
-    """The function behind `package.module:function`; modules in the current folder are found, too."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise  # the module is there, and something that it imports is not
-        near = did_you_mean(module_name, BUILTIN)
-        raise UserError(
-            f"checker is '{spec}': there is no module '{error.name}' on the Python path or in {os.getcwd()}{near}"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        near = did_you_mean(function_name, (n for n in dir(module) if callable(getattr(module, n))))
-        raise UserError(f"checker is '{spec}': module '{module_name}' has no function '{function_name}'{near}")
-    return function

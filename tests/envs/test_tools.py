@@ -131,7 +131,7 @@ def test_chains_are_reproducible_and_their_steps_lead_to_the_answer():
 
 
 def test_a_dialogue_pays_for_calls_progress_and_the_answer():
-    env = Arithmetic(ToolRewards(executed=0.1, useful=0.2, malformed=-0.3, answered=0.4, correct=2.0))
+    env = Arithmetic(rewards=ToolRewards(executed=0.1, useful=0.2, malformed=-0.3, answered=0.4, correct=2.0))
     opening = env.reset({"question": "What is (2 + 3) * 4?", "answer": "20", "steps": [5, 20]}, 0)
     assert [m["role"] for m in opening] == ["system", "user"] and "calculate(" in opening[0]["content"]
 

@@ -1,0 +1,181 @@
+"""TaskData: tasks for on-policy training, a batch of them for every round of rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import Dataset
+
+from lit_reason.data.loader import Bin, BinSampler, PackLoader
+from lit_reason.data.reading.records import Quarantine, read_records
+from lit_reason.errors import UserError
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """The tasks of one round of rollouts, handed out once for every micro-batch that is made of them.
+
+    Attributes:
+        tasks: rows of this process.
+        number: how many rounds came before, over all epochs; equal numbers mean the same rollouts.
+        part: which micro-batch of the round this is.
+    """
+
+    tasks: tuple[dict[str, Any], ...]
+    number: int
+    part: int
+
+
+class TaskSampler(BinSampler):
+    """Every bin of tasks `parts` times in a row on each process, otherwise as `BinSampler`.
+
+    Args:
+        count: number of tasks.
+        parts: micro-batches made of the rollouts of one bin.
+        batch_rows: tasks in a bin.
+        shuffle: new order each epoch.
+        seed: seed of the order.
+        rank: this process among `world`.
+        world: number of data-parallel processes.
+    """
+
+    def __init__(
+        self, count: int, parts: int, *, batch_rows: int, shuffle: bool, seed: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        super().__init__(
+            np.ones(count, dtype=np.int64),
+            np.ones(count),
+            batch_tokens=None,
+            batch_rows=batch_rows,
+            shuffle=shuffle,
+            seed=seed,
+            accumulate=parts,
+            rank=rank,
+            world=world,
+        )
+        self.parts = parts
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of rollouts an epoch."""
+        return -(-super().bins // self.world)
+
+    @property
+    def bins(self) -> int:
+        """Micro-batches an epoch on all processes together."""
+        return self.rounds * self.world * self.parts
+
+    def plan(self, epoch: int) -> list[tuple[int, ...]]:
+        """All bins of an epoch in order, those of one round together; a process left without tasks gets the first."""
+        bins = self._by_count(epoch)
+        bins += [bins[0]] * (self.rounds * self.world - len(bins))
+        rounds = [bins[i : i + self.world] for i in range(0, len(bins), self.world)]
+        return [rows for together in rounds for _ in range(self.parts) for rows in together]
+
+    def __iter__(self) -> Iterator[Any]:
+        for at, chosen in enumerate(super().__iter__(), self.start):
+            yield _Chosen(chosen, self.epoch * self.rounds + at // self.parts, at % self.parts)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    bin: Bin
+    number: int
+    part: int
+
+
+class _Tasks(Dataset):
+    def __init__(self, tasks: Sequence[dict[str, Any]]) -> None:
+        self.tasks = tasks
+
+    def __getitem__(self, chosen: _Chosen) -> TaskBatch:
+        return TaskBatch(tuple(self.tasks[i] for i in chosen.bin.rows), chosen.number, chosen.part)
+
+
+class TaskData(LightningDataModule):
+    """Hands out tasks of an environment, from a file or made up by the environment itself.
+
+    Args:
+        env: the environment, as class and arguments; each rollout gets one of its own.
+        train_file: tasks to train on, one record each, with the fields that the environment reads; default: made up.
+        val_file: tasks to validate on; default: made up, others than those to train on.
+        count: tasks to make up for training.
+        val_count: tasks to make up for validation, or most tasks to take of `val_file`; 0 validates on none.
+        batch_tasks: tasks of a round on each process.
+        seed: seed of made-up tasks and of their order.
+    """
+
+    def __init__(
+        self,
+        env: Callable[[], Any],
+        train_file: str | list[str] | None = None,
+        val_file: str | list[str] | None = None,
+        count: int = 1000,
+        val_count: int = 100,
+        batch_tasks: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, given, least in (("count", count, 1), ("val_count", val_count, 0), ("batch_tasks", batch_tasks, 1)):
+            if given < least:
+                raise UserError(f"data.{name} is {given}; it must be at least {least}")
+        self.env, self.files = env, {"train": train_file, "val": val_file}
+        self.counts, self.batch_tasks, self.seed = {"train": count, "val": val_count}, batch_tasks, seed
+        self.tasks: dict[str, list[dict[str, Any]]] = {}
+        self.parts = 1  # the regime says how many micro-batches a round makes
+
+    def setup(self, stage: str) -> None:
+        """Read or make up the tasks.
+
+        Args:
+            stage: any of the trainer's.
+
+        Raises:
+            UserError: a file holds no task, or the environment makes up none.
+        """
+        for split in ("train", "val"):
+            if split not in self.tasks and (split == "train" or self.counts["val"]):
+                self.tasks[split] = self._read(split) if self.files[split] else self._made_up(split)
+
+    def _read(self, split: str) -> list[dict[str, Any]]:
+        given = self.files[split]
+        paths = [given] if isinstance(given, str) else list(given or ())
+        with Quarantine(None, 0) as rejects:
+            rows = [{"row_id": row_id, **record} for row_id, record in read_records(paths, rejects)]
+        if not rows:
+            raise UserError(f"data.{split}_file: {', '.join(paths)} holds no task")
+        return rows[: self.counts["val"]] if split == "val" else rows
+
+    def _made_up(self, split: str) -> list[dict[str, Any]]:
+        env = self.env()
+        first = self.counts["train"] if split == "val" else 0  # never a task that is trained on
+        made = [
+            {"row_id": f"{split}-{i}", **env.task(i, self.seed)} for i in range(first, first + self.counts[split])
+        ]
+        env.close()
+        return made
+
+    def _loader(self, split: str, *, parts: int, shuffle: bool) -> PackLoader:
+        spread = getattr(self.trainer, "distributed_sampler_kwargs", None) or {}
+        sampler = TaskSampler(
+            len(self.tasks[split]),
+            parts,
+            batch_rows=self.batch_tasks,
+            shuffle=shuffle,
+            seed=self.seed,
+            rank=spread.get("rank", 0),
+            world=spread.get("num_replicas", 1),
+        )
+        return PackLoader(_Tasks(self.tasks[split]), sampler)
+
+    def train_dataloader(self) -> PackLoader:
+        """Rounds of tasks, each handed out `parts` times."""
+        return self._loader("train", parts=self.parts, shuffle=True)
+
+    def val_dataloader(self) -> PackLoader | list[Any]:
+        """Tasks to validate on."""
+        return self._loader("val", parts=1, shuffle=False) if self.counts["val"] else []

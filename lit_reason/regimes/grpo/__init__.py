@@ -1,0 +1,1 @@
+"""Policy gradients with group baselines, turn by turn."""

@@ -1,0 +1,57 @@
+"""Group-relative policy gradients on multi-turn rollouts: GRPO and MT-GRPO (arXiv 2505.11821)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+
+from lit_reason.core.config import OptimConfig
+from lit_reason.core.on_policy import OnPolicyRegime, PolicyConfig
+from lit_reason.credit.group import CreditConfig, credit_rule
+from lit_reason.credit.rewards import GroupRewards
+from lit_reason.credit.tokens import per_token
+from lit_reason.models.config import ModelConfig
+from lit_reason.rollout.config import DialogueConfig, SamplingConfig
+from lit_reason.rollout.trajectory import Trajectory
+
+
+class GRPORegime(OnPolicyRegime):
+    """Raise the likelihood of turns that went better than those of other rollouts of the same task.
+
+    Args:
+        lm: the policy.
+        optim: optimizer and schedule.
+        sampling: how the policy samples; temperature 1 without truncation is the policy itself.
+        dialogue: rollouts a task, and their limits.
+        policy: the loss.
+        credit: how rewards of turns and outcome become advantages.
+    """
+
+    def __init__(
+        self,
+        lm: ModelConfig,
+        optim: OptimConfig = OptimConfig(lr=1e-6, warmup=0.0, schedule="constant"),  # noqa: B008 (frozen)
+        sampling: SamplingConfig = SamplingConfig(temperature=1.0, top_p=1.0),  # noqa: B008 (frozen)
+        dialogue: DialogueConfig = DialogueConfig(),  # noqa: B008 (frozen)
+        policy: PolicyConfig = PolicyConfig(),  # noqa: B008 (frozen)
+        credit: CreditConfig = CreditConfig(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__(lm, optim, sampling, dialogue, policy)
+        self.credit, self.rule = credit, credit_rule(credit.rule)
+
+    def advantages(self, rollouts: list[Trajectory]) -> list[torch.Tensor]:
+        """The advantage of each token: that of its turn, by the recipe's rule. Rollouts that failed are in no group."""
+        found = [torch.zeros(len(t.ids), dtype=torch.float64) for t in rollouts]
+        groups = defaultdict(list)
+        for i, t in enumerate(rollouts):
+            if not t.failure:
+                groups[t.prompt].append(i)
+        for members in groups.values():
+            group = [rollouts[i] for i in members]
+            rewards = GroupRewards.of([t.turn_rewards for t in group], [t.outcome for t in group])
+            advantage_GK = self.rule(rewards, self.credit)
+            self.round_meter.update("dead_groups", [not advantage_GK.any()])
+            for i, advantage_K in zip(members, advantage_GK, strict=True):
+                found[i] = per_token(advantage_K, torch.tensor(rollouts[i].turn_id))
+        return found
