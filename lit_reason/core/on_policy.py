@@ -17,7 +17,8 @@ import torch
 from lit_reason.core.config import OptimConfig
 from lit_reason.core.ranks import from_all_ranks
 from lit_reason.core.regime import Regime
-from lit_reason.data.tasks import TaskBatch
+from lit_reason.data.rendering.stop_tokens import known_stop_ids
+from lit_reason.envs.task_data import TaskBatch
 from lit_reason.errors import UserError
 from lit_reason.kernels import epilogues
 from lit_reason.metrics.means import Means
@@ -84,7 +85,12 @@ class OnPolicyRegime(Regime):
     """
 
     def __init__(
-        self, lm: ModelConfig, optim: OptimConfig, sampling: SamplingConfig, dialogue: DialogueConfig, policy: PolicyConfig
+        self,
+        lm: ModelConfig,
+        optim: OptimConfig,
+        sampling: SamplingConfig,
+        dialogue: DialogueConfig,
+        policy: PolicyConfig,
     ) -> None:
         super().__init__(lm, optim, sampling)
         self.dialogue, self.policy = dialogue, policy
@@ -114,7 +120,9 @@ class OnPolicyRegime(Regime):
             UserError: the data module hands out no tasks.
         """
         if not hasattr(self._data, "parts"):
-            raise UserError(f"{type(self).__name__} needs tasks to play: use data TaskData, not {type(self._data).__name__}")
+            raise UserError(
+                f"{type(self).__name__} needs tasks to play: use data TaskData, not {type(self._data).__name__}"
+            )
         self._data.parts = self.policy.updates * self.trainer.accumulate_grad_batches
 
     # ---- rounds ----

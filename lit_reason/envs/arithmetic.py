@@ -69,7 +69,7 @@ class Arithmetic(ToolDialogue):
         """A chain of operations."""
         return make_task(index, seed, operations=self.operations, largest=self.largest)
 
-    def reset(self, task: Mapping[str, Any], seed: int) -> list[Message]:
+    def reset(self, task: Mapping[str, Any], seed: int, rollout: int = 0) -> list[Message]:
         """Ask the question."""
         self.begin()
         self.truth, self.left = str(task["answer"]), [str(step) for step in task["steps"]]

@@ -54,12 +54,13 @@ class Environment(ABC):
         raise UserError(f"{type(self).__name__} makes up no tasks: name a file of them in data.train_file")
 
     @abstractmethod
-    def reset(self, task: Mapping[str, Any], seed: int) -> list[Message]:
+    def reset(self, task: Mapping[str, Any], seed: int, rollout: int = 0) -> list[Message]:
         """Begin a dialogue.
 
         Args:
             task: a row of the training data.
             seed: of whatever the environment draws; equal for all rollouts of a group.
+            rollout: number of the rollout in its group, for noise that must differ between them.
 
         Returns:
             The messages that come before the model's first turn.

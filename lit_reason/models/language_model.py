@@ -5,6 +5,8 @@ Shapes: T packed tokens, N documents, S supervised rows, D width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -50,6 +52,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.attention = set_attention(self.base, config.attention)
         self.head = LossHead(self.base)
+        self._reference: tuple[LanguageModel] | None = None  # a tuple, so that it is no part of this module
 
     @classmethod
     def load(cls, config: ModelConfig) -> LanguageModel:
@@ -157,6 +160,30 @@ class LanguageModel(nn.Module):
         """Token loss of a pack: `hidden`, the rows `index_S` of it, and `head` on them."""
         hidden_TD = self.hidden(ids_T, positions_T, cu_seqlens)
         return self.head(hidden_TD[index_S], targets_S, weights_S)
+
+    @contextmanager
+    def as_reference(self) -> Iterator[LanguageModel]:
+        """The model as it was before training, in eval mode, for as long as the context lasts.
+
+        With an adapter that is the model without it. Otherwise a frozen copy is read once, from where the model came.
+
+        Raises:
+            UserError: the model began with random weights that only this run knew.
+        """
+        if hasattr(self.hf, "peft_config"):
+            training = self.training
+            with self.hf.disable_adapter():  # type: ignore[operator]
+                try:
+                    yield self.eval()
+                finally:
+                    self.train(training)
+            return
+        if self._reference is None:
+            if self.config.path is None:
+                raise UserError("a reference needs lm.path or lm.adapter: this model began with random weights")
+            copy = type(self).load(self.config).requires_grad_(False).eval()
+            self._reference = (copy.to(self.device),)
+        yield self._reference[0]
 
     def parameter_counts(self) -> ParameterCounts:
         """How many parameters there are, how many are trained, and how many belong to the embeddings."""

@@ -21,9 +21,12 @@ class ObservationEncoder:
 
     Args:
         tokenizer: a fast tokenizer with a chat template.
-        stop_ids: tokens that end a turn.
+        stop_ids: tokens known to end a turn; the template's own end token is added.
         role: role of the message that carries an observation.
         template_kwargs: variables for the template, such as `enable_thinking`.
+
+    Attributes:
+        stop_ids: all tokens that end a turn.
 
     Raises:
         UserError: the template is not append-only: it rewrites the chat so far when a message is added, or does not
@@ -34,6 +37,8 @@ class ObservationEncoder:
         self, tokenizer: Any, stop_ids: Sequence[int], role: str = "user", template_kwargs: dict[str, Any] | None = None
     ) -> None:
         self.template = ChatTemplate(tokenizer, template_kwargs, stop_ids)
+        known = (*stop_ids, self.template.traits.end_id)
+        self.stop_ids = tuple(dict.fromkeys(i for i in known if i is not None))
         self._encoder, self._backend = TextEncoder(tokenizer), tokenizer.backend_tokenizer
         chat = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _TURN}]
         said = {"role": role, "content": _OBSERVATION}
@@ -51,7 +56,6 @@ class ObservationEncoder:
             )
         head, tail = after[end:].split(_OBSERVATION)
         self._head, self._tail = self._ids(head), self._ids(tail)
-        self._stop_ids = frozenset(stop_ids)
 
     def prompt_ids(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Tokens of the messages that open a dialogue, the prompt of the first turn included.
@@ -75,7 +79,7 @@ class ObservationEncoder:
         Returns:
             At most `room` tokens, or none at all where not even an empty observation fits.
         """
-        head = self._head[1:] if ended and self._head and self._head[0] in self._stop_ids else self._head
+        head = self._head[1:] if ended and self._head and self._head[0] in self.stop_ids else self._head
         left = room - len(head) - len(self._tail)
         if left < 0:
             return []

@@ -98,7 +98,7 @@ class Player:
 
     def _begin(self, prompt: int, rollout: int, task: Mapping[str, Any], seed: int) -> _Dialogue:
         env = self.make_env()
-        return _Dialogue(prompt, rollout, env, *self._ask(lambda: env.reset(task, seed)))
+        return _Dialogue(prompt, rollout, env, *self._ask(lambda: env.reset(task, seed, rollout)))
 
     def _prompt(self, dialogue: _Dialogue) -> list[int]:
         if dialogue.opening is None:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from lit_reason.data.packing import Pack, pack_rows
-from lit_reason.rollout.trajectory import NOT_SAMPLED, Trajectory
+from lit_reason.rollout.trajectory import Trajectory
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PolicyPack(Pack):
     """A pack whose trained tokens were sampled by the policy.
 
@@ -88,25 +88,20 @@ def loss_weights(
 
     Args:
         trajectories: all rollouts of this process.
-        by: `token` weighs all tokens of the batch alike (DAPO, arXiv 2503.14476, equation 8); `sequence` all rollouts alike
-            (GRPO, arXiv 2402.03300, equation 3); `constant` divides by the most tokens there could be (Dr. GRPO, arXiv
-            2503.20783).
+        by: `token` weighs all tokens of the batch alike (DAPO, arXiv 2503.14476, equation 8); `sequence` all rollouts
+            alike (GRPO, arXiv 2402.03300, equation 3); `constant` divides by the most tokens there could be (Dr. GRPO,
+            arXiv 2503.20783).
         longest: that number of tokens, for one rollout.
         truncated: `mask` leaves rollouts that a limit cut off out of the loss, `keep` does not.
 
     Returns:
-        A weight for each rollout, and the sum that the weighted loss is to be divided by, before it is added up over processes.
-        Rollouts whose environment failed, or that sampled nothing, have weight 0 and do not count.
+        A weight for each rollout, and the sum that the weighted loss is to be divided by, before it is added up over
+        processes. Rollouts whose environment failed, or that sampled nothing, have weight 0 and do not count.
     """
-    trained = [
-        t.sampled > 0 and not t.failure and (truncated == "keep" or t.finished) for t in trajectories
-    ]
-    n = sum(trained)
-    if by == "token":
-        return [float(on) for on in trained], float(sum(t.sampled for t, on in zip(trajectories, trained, strict=True) if on))
+    trained = [t.sampled > 0 and not t.failure and (truncated == "keep" or t.finished) for t in trajectories]
+    pairs = list(zip(trajectories, trained, strict=True))
+    n = float(sum(trained))
     if by == "sequence":
-        return [1.0 / t.sampled if on else 0.0 for t, on in zip(trajectories, trained, strict=True)], float(n)
-    return [float(on) for on in trained], float(n * longest)
-
-
-__all__ = ["NOT_SAMPLED", "Credited", "PolicyPack", "loss_weights", "policy_packs"]
+        return [1.0 / t.sampled if on else 0.0 for t, on in pairs], n
+    tokens = float(sum(t.sampled for t, on in pairs if on))
+    return [float(on) for on in trained], tokens if by == "token" else n * longest

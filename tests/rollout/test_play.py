@@ -81,7 +81,7 @@ class Scripted:
 class Counting(Environment):
     """Says how often it was asked; ends at `so`; pays 1 a turn and 10 at the end."""
 
-    def reset(self, task, seed):
+    def reset(self, task, seed, rollout=0):
         self.asked, self.seen = 0, []
         return [{"role": "user", "content": task["question"]}]
 
@@ -199,7 +199,7 @@ def test_templates_that_rewrite_the_chat_are_refused(folder, template):
 
 
 class Broken(Counting):
-    def reset(self, task, seed):
+    def reset(self, task, seed, rollout=0):
         self.mode = task["question"]
         return super().reset({"question": "1"}, seed)
 

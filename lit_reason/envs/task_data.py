@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from lit_reason.data.loader import Bin, BinSampler, PackLoader
 from lit_reason.data.reading.records import Quarantine, read_records
+from lit_reason.envs.environment import Environment
 from lit_reason.errors import UserError
 
 
@@ -28,6 +29,10 @@ class TaskBatch:
     tasks: tuple[dict[str, Any], ...]
     number: int
     part: int
+
+    def to(self, device: Any, non_blocking: bool = False) -> TaskBatch:
+        """Itself: tasks stay in main memory, whatever device the policy is on."""
+        return self
 
 
 class TaskSampler(BinSampler):
@@ -111,7 +116,7 @@ class TaskData(LightningDataModule):
 
     def __init__(
         self,
-        env: Callable[[], Any],
+        env: Callable[[], Environment],
         train_file: str | list[str] | None = None,
         val_file: str | list[str] | None = None,
         count: int = 1000,
@@ -153,9 +158,7 @@ class TaskData(LightningDataModule):
     def _made_up(self, split: str) -> list[dict[str, Any]]:
         env = self.env()
         first = self.counts["train"] if split == "val" else 0  # never a task that is trained on
-        made = [
-            {"row_id": f"{split}-{i}", **env.task(i, self.seed)} for i in range(first, first + self.counts[split])
-        ]
+        made = [{"row_id": f"{split}-{i}", **env.task(i, self.seed)} for i in range(first, first + self.counts[split])]
         env.close()
         return made
 
