@@ -84,6 +84,8 @@ class OnPolicyRegime(Regime):
         policy: the loss.
     """
 
+    learns = ("train/reward", "rises")
+
     def __init__(
         self,
         lm: ModelConfig,
@@ -111,7 +113,7 @@ class OnPolicyRegime(Regime):
         """
 
     def setup(self, stage: str) -> None:
-        """Tell the data module how many micro-batches a round makes.
+        """Tell the data module how many updates a round makes.
 
         Args:
             stage: any of the trainer's.
@@ -119,11 +121,11 @@ class OnPolicyRegime(Regime):
         Raises:
             UserError: the data module hands out no tasks.
         """
-        if not hasattr(self._data, "parts"):
+        if not hasattr(self._data, "updates"):
             raise UserError(
                 f"{type(self).__name__} needs tasks to play: use data TaskData, not {type(self._data).__name__}"
             )
-        self._data.parts = self.policy.updates * self.trainer.accumulate_grad_batches
+        self._data.updates = self.policy.updates
 
     # ---- rounds ----
 
@@ -205,11 +207,37 @@ class OnPolicyRegime(Regime):
             hidden = reference.hidden(moved.ids, moved.positions, moved.cu_seqlens)
             return reference.head(hidden[moved.index], moved.targets, temperature=self.sampling.temperature).logp_S
 
+    # ---- checkpoints between two updates of one round ----
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the rollouts of a round that is not used up: the weights that sampled them are gone."""
+        super().on_save_checkpoint(checkpoint)
+        if self.trainer.global_step % self.policy.updates:
+            checkpoint["round"] = from_all_ranks({"number": self._round, "packs": [vars(p) for p in self._packs]})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the round that was under way.
+
+        Raises:
+            UserError: its rollouts were dealt to another number of processes.
+        """
+        super().on_load_checkpoint(checkpoint)
+        rounds = checkpoint.get("round")
+        if rounds is None:
+            return
+        if len(rounds) != self.trainer.world_size:
+            raise UserError(
+                f"the checkpoint lies between two updates on rollouts of {len(rounds)} processes; resume with as many, "
+                f"or from a step that is a multiple of policy.updates={self.policy.updates}"
+            )
+        own = rounds[self.trainer.global_rank]
+        self._round, self._packs = own["number"], [PolicyPack(**fields) for fields in own["packs"]]
+
     # ---- figures ----
 
     def _record_update(self, out: Any, pack: PolicyPack) -> None:
         meter, trained = self.update_meter, pack.target_weight != 0
-        meter.update("loss", out.loss_sum[None], pack.norm / self.trainer.accumulate_grad_batches)
+        meter.update("loss", out.loss_sum[None], pack.norm / self.micro_batches)
         meter.update("entropy", out.entropy_S[trained])
         meter.update("logprob_gap", (out.logp_S - pack.old_logp)[trained].abs())
         for name in ("ratio", "clipped", "kl"):

@@ -58,6 +58,7 @@ class Regime(LightningModule):
         super().__init__()
         self.lm_config, self.optim_config, self.sampling = lm, optim, sampling
         self.train_meter, self.val_meter = SegmentMeter(), SegmentMeter()
+        self._logged: dict[tuple[str, int], set[str]] = {}  # by prefix and meter
 
     @property
     def _data(self) -> Any:
@@ -116,8 +117,13 @@ class Regime(LightningModule):
         Lightning divides by the number of accumulated micro-batches and averages gradients over ranks; both are
         undone here, and the sum is divided by the loss weight of the whole step (`Pack.norm`).
         """
+        return loss_sum * (self.micro_batches / pack.norm)
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of an optimizer step, over all ranks."""
         ranks = (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
-        return loss_sum * (self.trainer.accumulate_grad_batches * ranks / pack.norm)
+        return self.trainer.accumulate_grad_batches * ranks
 
     def record(self, meter: SegmentMeter, out: HeadOut, pack: Pack) -> None:
         """Add a scored pack to a meter."""
@@ -125,16 +131,16 @@ class Regime(LightningModule):
 
     def log_meter(self, meter: Metric, prefix: str) -> None:
         """Log what a meter gathered since the last time, and reset it; nothing where a regime records nothing."""
-        if not meter.update_called:
-            return
-        figures = meter.compute()
+        found = meter.compute() if meter.update_called else {}
+        figures = {f"{prefix}/{name}": value for name, value in found.items()}
         meter.reset()
+        before = self._logged.setdefault((prefix, id(meter)), set())
         results: Any = self.trainer._results  # Lightning would log a figure again that this time has no value
-        parts = tuple(f"{prefix}/{figure}_" for figure in ("loss", "entropy", "accuracy"))
-        for key in [key for key, value in results.items() if value.meta.name.startswith(parts)]:
+        for key in [key for key, value in results.items() if value.meta.name in before - figures.keys()]:
             del results[key]
-        for figure, value in figures.items():
-            self.log(f"{prefix}/{figure}", value, prog_bar=figure == "loss", batch_size=1)
+        before.update(figures)
+        for name, value in figures.items():
+            self.log(name, value, prog_bar=name == f"{prefix}/loss", batch_size=1)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Log the training figures at the steps at which the trainer writes its logs.

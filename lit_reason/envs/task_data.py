@@ -110,7 +110,7 @@ class TaskData(LightningDataModule):
         val_file: tasks to validate on; default: made up, others than those to train on.
         count: tasks to make up for training.
         val_count: tasks to make up for validation, or most tasks to take of `val_file`; 0 validates on none.
-        batch_tasks: tasks of a round on each process.
+        batch_rows: tasks of a micro-batch on each process; a round plays those of all its accumulated micro-batches.
         seed: seed of made-up tasks and of their order.
     """
 
@@ -121,17 +121,17 @@ class TaskData(LightningDataModule):
         val_file: str | list[str] | None = None,
         count: int = 1000,
         val_count: int = 100,
-        batch_tasks: int = 8,
+        batch_rows: int = 8,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, given, least in (("count", count, 1), ("val_count", val_count, 0), ("batch_tasks", batch_tasks, 1)):
+        for name, given, least in (("count", count, 1), ("val_count", val_count, 0), ("batch_rows", batch_rows, 1)):
             if given < least:
                 raise UserError(f"data.{name} is {given}; it must be at least {least}")
         self.env, self.files = env, {"train": train_file, "val": val_file}
-        self.counts, self.batch_tasks, self.seed = {"train": count, "val": val_count}, batch_tasks, seed
+        self.counts, self.batch_rows, self.seed = {"train": count, "val": val_count}, batch_rows, seed
         self.tasks: dict[str, list[dict[str, Any]]] = {}
-        self.parts = 1  # the regime says how many micro-batches a round makes
+        self.updates = 1  # an on-policy regime sets how many optimizer steps it takes on a round
 
     def setup(self, stage: str) -> None:
         """Read or make up the tasks.
@@ -162,12 +162,12 @@ class TaskData(LightningDataModule):
         env.close()
         return made
 
-    def _loader(self, split: str, *, parts: int, shuffle: bool) -> PackLoader:
+    def _loader(self, split: str, *, accumulate: int = 1, updates: int = 1, shuffle: bool) -> PackLoader:
         spread = getattr(self.trainer, "distributed_sampler_kwargs", None) or {}
         sampler = TaskSampler(
             len(self.tasks[split]),
-            parts,
-            batch_rows=self.batch_tasks,
+            accumulate * updates,
+            batch_rows=self.batch_rows * accumulate,
             shuffle=shuffle,
             seed=self.seed,
             rank=spread.get("rank", 0),
@@ -176,9 +176,10 @@ class TaskData(LightningDataModule):
         return PackLoader(_Tasks(self.tasks[split]), sampler)
 
     def train_dataloader(self) -> PackLoader:
-        """Rounds of tasks, each handed out `parts` times."""
-        return self._loader("train", parts=self.parts, shuffle=True)
+        """Rounds of tasks, each handed out once for every micro-batch made of it."""
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        return self._loader("train", accumulate=accumulate, updates=self.updates, shuffle=True)
 
     def val_dataloader(self) -> PackLoader | list[Any]:
         """Tasks to validate on."""
-        return self._loader("val", parts=1, shuffle=False) if self.counts["val"] else []
+        return self._loader("val", shuffle=False) if self.counts["val"] else []

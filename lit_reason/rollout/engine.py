@@ -6,21 +6,24 @@ Shape letters: B rows, Q new slots, V vocabulary, D width.
 environment said, `fork` copies rows that share everything so far. The key/value cache is kept all the way; no token is
 computed twice and no chat is ever rendered again.
 
-What is reproducible. Each turn has a random stream of its own, a function of (seed, prompt ids, rollout, turn). What a
-row samples does not depend on its neighbours but for rounding: its logits may differ in the last bits with the shape of
-the batch.
+What is reproducible. Each turn has a random stream of its own, a function of (seed, name, rollout, turn), where the
+name says which prompt it is. What a row samples does not depend on its neighbours or on the process it is in, but for
+rounding: its logits may differ in the last bits with the shape of the batch.
+
+Where weights lie in shards over processes, every forward pass is a collective: a process whose rows are done takes part
+with a pass over padding until all are.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from lit_reason.errors import UserError
@@ -55,7 +58,7 @@ class _Row:
     """One growing sequence."""
 
     ids: list[int]  # everything so far
-    key: tuple[int, ...]  # what its random streams depend on: the prompt's hash, which of its copies, which rollout
+    key: tuple[int, ...]  # what its random streams depend on: the hash of its name, which rollout
     pending: list[int]  # the end of `ids` that the cache has not seen
     turns: int = 0
 
@@ -77,11 +80,12 @@ class Engine:
         self._rows: list[_Row] = []
         self._slots: KVSlots | None = None
 
-    def open(self, prompts: Sequence[Sequence[int]]) -> None:
+    def open(self, prompts: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> None:
         """Start one row for each prompt; what was open before is dropped.
 
         Args:
             prompts: token ids, generation prompt included.
+            names: of the prompts, on which their random streams depend; default: their numbers.
 
         Raises:
             UserError: a prompt is empty, or the model cannot be sampled from this way.
@@ -89,12 +93,8 @@ class Engine:
         for p, ids in enumerate(prompts):
             if not len(ids):
                 raise UserError(f"prompt {p} is empty: there is nothing to continue")
-        seen: Counter[tuple[int, ...]] = Counter()
-        self._rows = []
-        for ids in prompts:
-            words = _words(ids)
-            self._rows.append(_Row(list(ids), (*words, seen[words], 0), list(ids)))
-            seen[words] += 1  # a prompt that comes twice draws otherwise the second time
+        names = names or [str(p) for p in range(len(prompts))]
+        self._rows = [_Row(list(ids), (*_words(name), 0), list(ids)) for ids, name in zip(prompts, names, strict=True)]
         self._slots = KVSlots(self.lm.base.config, len(prompts), self.lm.device)
 
     def fork(self, copies: int) -> None:
@@ -156,7 +156,28 @@ class Engine:
         with torch.inference_mode(False), torch.no_grad(), generating(self.lm.hf):
             return self._turns(limits, [s for s in stops if s])
 
+    def anyone(self, busy: bool) -> bool:
+        """Whether this process has work left, or, where they must run in step, any process has.
+
+        Args:
+            busy: whether this one has.
+        """
+        if not hasattr(self.lm.base, "run_backbone"):
+            return busy
+        flag = torch.tensor(int(busy), device=self.lm.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
+
     # ---- generation ----
+
+    @property
+    def _backbone(self) -> Any:
+        base: Any = self.lm.base
+        return getattr(base, "run_backbone", base.base_model)  # the former where weights are in shards
+
+    def _idle(self) -> None:
+        ids = torch.zeros((1, 1), dtype=torch.long, device=self.lm.device)
+        self.lm.head(self._backbone(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0])
 
     def _turns(self, limits: Sequence[int], stops: Sequence[str]) -> list[Turn]:
         rows, sampling = self._rows, self.sampling
@@ -165,7 +186,10 @@ class Engine:
         logprobs: list[list[float]] = [[] for _ in rows]
         stop = ["length"] * len(rows)
         active = [i for i, limit in enumerate(limits) if limit > 0]
-        while active:
+        while self.anyone(bool(active)):
+            if not active:
+                self._idle()
+                continue
             chosen, scores = self._draw(self._feed(active), [float(draws[i][len(ids[i])]) for i in active])
             going = []
             for i, token, score in zip(active, chosen, scores, strict=True):
@@ -205,7 +229,7 @@ class Engine:
             row.pending = row.pending[n:]
         device = self.lm.device
         positions_BQ = slots.reserve(mask_BQ.to(device))
-        out = self.lm.base.base_model(
+        out = self._backbone(
             input_ids=ids_BQ.to(device),
             attention_mask=slots.mask_BC.long(),
             position_ids=positions_BQ,
@@ -245,8 +269,8 @@ class Engine:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def _words(ids: Sequence[int]) -> tuple[int, ...]:
-    digest = hashlib.blake2b(np.asarray(ids, dtype="<i8").tobytes(), digest_size=16).digest()
+def _words(name: str) -> tuple[int, ...]:
+    digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
     return tuple(np.frombuffer(digest, dtype="<u4").tolist())
 
 

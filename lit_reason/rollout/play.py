@@ -77,13 +77,14 @@ class Player:
         """
         c, engine = self.config, self.engine
         dialogues = [self._begin(p, g, task, seed) for p, task in enumerate(tasks) for g in range(c.group)]
-        engine.open([self._prompt(d) for d in dialogues[:: c.group]])
+        firsts = dialogues[:: c.group]
+        engine.open([self._prompt(d) for d in firsts], [_name(tasks[d.prompt], d.prompt) for d in firsts])
         engine.fork(c.group)
         live = list(dialogues)
         for turn in tqdm(range(c.max_turns + 1), desc="turns", leave=False, delay=2, disable=not progress):
             self._turn(live, last=turn == c.max_turns)
             going = [i for i, d in enumerate(live) if not d.over]
-            if not going:
+            if not engine.anyone(bool(going)):
                 break
             if len(going) < len(live):
                 engine.keep(going)
@@ -118,7 +119,7 @@ class Player:
         free = [c.total_tokens - n for n in used]
         ends = [last or n <= c.answer_tokens for n in free]  # this turn is the row's last: what was kept is for it
         limits = [min(c.turn_tokens, n if end else n - c.answer_tokens) for n, end in zip(free, ends, strict=True)]
-        turns = engine.step(limits, live[0].env.stops)
+        turns = engine.step(limits, live[0].env.stops if live else ())
         calls = [partial(d.env.step, turn.text) for d, turn in zip(live, turns, strict=True)]
         for i, (step, failure) in enumerate(_together(calls, c.timeout_s)):
             d, turn = live[i], turns[i]
@@ -154,13 +155,17 @@ class Player:
             stops=[turn.stop for _, turn in d.marks],
             finished=d.finished,
             policy_version=version,
-            row_id=str(task.get("row_id", d.prompt)),
+            row_id=_name(task, d.prompt),
             failure=failure,
             facts=d.facts,
         )
 
     def _ask(self, question: Callable[[], R]) -> tuple[R | None, str]:
         return _together([question], self.config.timeout_s)[0]
+
+
+def _name(task: Mapping[str, Any], position: int) -> str:
+    return str(task.get("row_id", position))
 
 
 def _together(calls: Sequence[Callable[[], R]], timeout_s: float) -> list[tuple[R | None, str]]:

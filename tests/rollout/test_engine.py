@@ -85,9 +85,9 @@ def test_what_a_row_writes_does_not_depend_on_its_neighbours():
     assert turn.ids == together[0][2].ids and len(turn.ids) > 1
 
 
-def test_streams_differ_by_rollout_turn_seed_and_copy_of_a_prompt():
-    def first_turns(run, prompts, copies):
-        run.open(prompts)
+def test_streams_differ_by_rollout_turn_seed_and_name():
+    def first_turns(run, prompts, copies, names=None):
+        run.open(prompts, names)
         run.fork(copies)
         return [tuple(t.ids) for t in run.step([8] * (len(prompts) * copies))]
 
@@ -97,6 +97,8 @@ def test_streams_differ_by_rollout_turn_seed_and_copy_of_a_prompt():
     assert first_turns(engine(temperature=4.0, seed=1), [PROMPTS[0]], 4) != four
     twice = first_turns(engine(temperature=4.0), [PROMPTS[0], PROMPTS[0]], 1)
     assert twice[0] != twice[1] and twice[0] == four[0]
+    swapped = first_turns(engine(temperature=4.0), [PROMPTS[0], PROMPTS[0]], 1, ["1", "0"])
+    assert swapped == twice[::-1]  # the name decides, not the place
     run = engine(temperature=4.0)
     run.open([PROMPTS[0]])
     draws = {tuple(run.step([8])[0].ids) for _ in range(3)}

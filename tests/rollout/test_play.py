@@ -49,8 +49,11 @@ class Scripted:
     def __init__(self, tokenizer, script):
         self.tokenizer, self.script = tokenizer, script
 
-    def open(self, prompts):
+    def open(self, prompts, names):
         self.prompts = prompts
+
+    def anyone(self, busy):
+        return busy
 
     def fork(self, copies):
         self.rows = [
