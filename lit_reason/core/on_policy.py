@@ -253,7 +253,7 @@ class OnPolicyRegime(Regime):
         """
         sound = [t for t in rollouts if not t.failure]
         meter.update("failed", [float(bool(t.failure)) for t in rollouts])
-        figures = {
+        figures: dict[str, list[float]] = {
             "turn_reward": [sum(t.turn_rewards) for t in sound],
             "outcome": [t.outcome for t in sound],
             "reward": [sum(t.turn_rewards) + t.outcome for t in sound],
@@ -274,7 +274,7 @@ class OnPolicyRegime(Regime):
 
     # ---- held-out tasks ----
 
-    def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:  # type: ignore[override]
         """Play held-out tasks, once each."""
         dialogue = dataclasses.replace(self.dialogue, group=1)
         self.record_round(self.val_round_meter, self.player(self.sampling, dialogue).play(batch.tasks))

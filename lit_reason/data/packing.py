@@ -10,7 +10,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class Pack:
     norm: float
     text_bytes: int = 0
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Pack:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same pack with its tensors on `device`."""
         moved: dict[str, Any] = {
             f.name: v.to(device, non_blocking=non_blocking)

@@ -58,7 +58,8 @@ class Ladder(Environment):
 
     def reset(self, task: Mapping[str, Any], seed: int, rollout: int = 0) -> list[Message]:
         """Show the first symbol."""
-        self.shown, self.rung, self.hits = list(task["shown"]), 0, []
+        self.shown, self.rung = list(task["shown"]), 0
+        self.hits: list[bool] = []
         self.coins = random.Random(f"{seed} {self.shown} {rollout}")
         return [{"role": "user", "content": self.shown[0]}]
 
