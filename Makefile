@@ -16,7 +16,7 @@ checks: $(INSTALLED)  ## formatting, lint, types, docstrings against signatures
 	$(BIN)/ruff format --check lit_reason kernels callbacks tests benchmarks
 	$(BIN)/ruff check lit_reason kernels callbacks tests benchmarks
 	$(BIN)/mypy -p lit_reason
-	$(BIN)/ruff check --preview --select DOC102 lit_reason   # no docstring names an argument that is gone
+	$(BIN)/ruff check --preview --select DOC102 lit_reason kernels callbacks   # no docstring names an argument that is gone
 
 bench: $(INSTALLED) $(PEERS)  ## measurements on this machine, beside other libraries, into benchmarks/results
 	$(BIN)/python -m benchmarks.run

@@ -27,6 +27,7 @@ from lit_reason.core.metrics_log import read_metrics
 from lit_reason.core.report import Sample, clip, render_report
 from lit_reason.core.run_folder import run_folder
 from lit_reason.core.run_page import RunFacts, run_page
+from lit_reason.data.reading.row_files import complete_or_absent
 from lit_reason.kernels.dispatch import backends_used
 from lit_reason.models.config import ModelConfig
 
@@ -103,9 +104,9 @@ def write_report(facts: RunFacts, folder: Path, metrics: Path) -> Path:
     """
     page = render_report(run_page(facts, read_metrics(metrics)))
     folder.mkdir(parents=True, exist_ok=True)
-    target, part = folder / "report.html", folder / "report.html.part"
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, target)
+    target = folder / "report.html"
+    with complete_or_absent(target) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
     return target
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_reason.callbacks.verified_generation import VerifiedGeneration
 from lit_reason.core.evaluation import EvalResult
 from lit_reason.core.run_folder import run_folder
+from lit_reason.data.reading.row_files import complete_or_absent
 from lit_reason.errors import UserError
 
 
@@ -59,12 +59,9 @@ class SampleWriter(Callback):
         if not trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        target = folder / f"samples-{step}.jsonl"
-        partial = target.with_suffix(f".{os.getpid()}.part")
-        try:
-            with partial.open("w", encoding="utf-8", errors="replace") as file:
-                for record in result.records[: self.limit * result.samples]:
-                    file.write(json.dumps(record.to_dict(), ensure_ascii=False) + "\n")
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with (
+            complete_or_absent(folder / f"samples-{step}.jsonl") as unfinished,
+            unfinished.open("w", encoding="utf-8", errors="replace") as file,
+        ):
+            for record in result.records[: self.limit * result.samples]:
+                file.write(json.dumps(record.to_dict(), ensure_ascii=False) + "\n")

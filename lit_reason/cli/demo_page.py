@@ -18,6 +18,7 @@ from lit_reason.core.report import (
     render_report,
     share,
 )
+from lit_reason.data.reading.row_files import complete_or_absent
 
 if TYPE_CHECKING:
     from lit_reason.cli.demo import ArmResult
@@ -69,7 +70,8 @@ def write_page(results: Sequence[ArmResult], path: Path, *, chance: float, rows:
         ],
         footer="Each arm has a page of its own: " + ", ".join(f"{r.name}/report.html" for r in results),
     )
-    path.write_text(render_report(page), encoding="utf-8")
+    with complete_or_absent(path) as unfinished:
+        unfinished.write_text(render_report(page), encoding="utf-8")
     return path
 
 

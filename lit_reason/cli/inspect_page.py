@@ -11,6 +11,7 @@ from lit_reason.core.report import Passage, Piece, ReportData, Section, Table, T
 from lit_reason.data.conversation import Trace
 from lit_reason.data.inspection.xray import KINDS, Span, as_written, decoded, kept_thoughts, spans
 from lit_reason.data.inspection.xray_scan import Picture, Scan, Tally
+from lit_reason.data.reading.row_files import complete_or_absent
 from lit_reason.data.rendering.render import Renderer
 from lit_reason.data.token_row import Segment, TokenRow
 
@@ -64,7 +65,8 @@ def write_page(path: Path, scan: Scan, shown: Sequence[Picture]) -> Path:
             Section("What the chat template does", text="\n".join(scan.notes)),
         ],
     )
-    path.write_text(render_report(page), encoding="utf-8")
+    with complete_or_absent(path) as unfinished:
+        unfinished.write_text(render_report(page), encoding="utf-8")
     return path
 
 

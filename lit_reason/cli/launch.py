@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lit_reason.cli.command_parser import CommandParser
 from lit_reason.cli.recipes import locate
+from lit_reason.data.reading.row_files import complete_or_absent
 from lit_reason.errors import UserError
 
 EPILOG = """\
@@ -141,6 +142,7 @@ def main(argv: Sequence[str]) -> int:
     elif given.out.exists():
         raise UserError(f"{given.out} exists already: give another name, or remove it")
     else:
-        given.out.write_text(text, encoding="utf-8")
+        with complete_or_absent(given.out) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
         print(f"wrote {given.out}")
     return 0

@@ -24,6 +24,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_reason.cli.config_files import check_variables, resolve_names, sources
+from lit_reason.cli.doctor import OPTIONAL
 from lit_reason.cli.messages import Walker, chosen_classes, dropped_settings, explain, listed
 from lit_reason.cli.schema import recipe_schema
 from lit_reason.core.run_folder import run_folder
@@ -198,6 +199,9 @@ class ReasonCLI(LightningCLI):
             problem = Walker(self.recipe_schema()).first_problem(self.given)
             if problem:  # the parser lets some values through, such as a number where a block belongs
                 raise UserError(str(problem)) from error
+            missing = _missing_package(str(error))
+            if missing:
+                raise UserError(missing) from error
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -240,6 +244,17 @@ def _user_error(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
+
+
+def _missing_package(text: str) -> str | None:
+    """How to get the package that a class of the recipe, such as a logger, asked for; None for another error."""
+    asked = re.search(r"Requirement '([\w-]+)|No module named '([\w-]+)", text)
+    if not asked:
+        return None
+    name = asked[1] or asked[2]
+    extra = next((extra for package, extra, _ in OPTIONAL if package == name), None)
+    wanted = f"'lit-reason[{extra}]'" if extra else name
+    return f"{name} is not installed: pip install {wanted}"
 
 
 def _trainer_message(error: Exception) -> str:

@@ -371,13 +371,15 @@ def main(argv: Sequence[str]) -> int:
     given = build_parser().parse_args(argv)
 
     from lit_reason.cli.reason_cli import house_classes, schema_for
+    from lit_reason.data.reading.row_files import complete_or_absent
 
     schema = schema_for(*house_classes())
     text = json.dumps(part_of(schema, given.name) if given.name else schema, indent=1, ensure_ascii=False) + "\n"
     if given.write is None:
         sys.stdout.write(text)
         return 0
-    Path(given.write).write_text(text, encoding="utf-8")
+    with complete_or_absent(Path(given.write)) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     print(f"wrote {given.write}; put this line at the top of a recipe beside it:")
     print(f"# yaml-language-server: $schema={Path(given.write).name}")
     return 0

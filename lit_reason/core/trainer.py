@@ -18,6 +18,7 @@ from lit_reason.core.checkpoint_io import WholeFileIO
 from lit_reason.core.metrics_file import MetricsFile
 from lit_reason.core.resume import go_on
 from lit_reason.core.run_folder import run_folder
+from lit_reason.data.reading.row_files import complete_or_absent
 from lit_reason.errors import UserError
 from lit_reason.rollout.config import SamplingConfig
 
@@ -136,7 +137,7 @@ class ReasonTrainer(Trainer):
         folder = run_folder(self)
         folder.mkdir(parents=True, exist_ok=True)
         name = "predictions.jsonl" if self.world_size == 1 else f"predictions-{self.global_rank}.jsonl"
-        with (folder / name).open("w", encoding="utf-8") as file:
+        with complete_or_absent(folder / name) as unfinished, unfinished.open("w", encoding="utf-8") as file:
             for record in (r for batch in batches or [] for r in batch):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         return batches

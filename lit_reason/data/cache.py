@@ -108,8 +108,8 @@ def write_store(folder: Path, rows: Iterator[TokenRow], finish: Callable[[], dic
             offsets.append(offsets[-1] + len(row))
             sums.append(float(row.weight.sum(dtype=np.float64)))
             row_ids.append(row.row_id)
-    np.asarray(offsets, dtype=np.int64).tofile(folder / "offsets.bin")
-    np.asarray(sums, dtype=np.float64).tofile(folder / "weight_sums.bin")
+    (folder / "offsets.bin").write_bytes(np.asarray(offsets, dtype=np.int64).tobytes())
+    (folder / "weight_sums.bin").write_bytes(np.asarray(sums, dtype=np.float64).tobytes())
     (folder / "row_ids.json").write_text(json.dumps(row_ids))
     (folder / "meta.json").write_text(json.dumps(finish(), indent=1))
 
@@ -132,8 +132,10 @@ def open_folder(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
             try:
                 build(unfinished)
                 os.replace(unfinished, folder)
-            except BaseException:
+            except BaseException as error:
                 shutil.rmtree(unfinished, ignore_errors=True)
+                if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+                    error.filename = str(folder)  # a full disk does not say where it is full
                 raise
     return folder
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from lit_reason.data.reading.row_files import complete_or_absent
 
 
 def write_problems(path: Path | str, record: Callable[[int], dict[str, Any]], count: int, *, desc: str = "") -> Path:
@@ -25,12 +26,7 @@ def write_problems(path: Path | str, record: Callable[[int], dict[str, Any]], co
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            for index in tqdm(range(count), desc=desc or path.name, unit=" rows", delay=1, leave=False):
-                file.write(json.dumps(record(index)) + "\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with complete_or_absent(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        for index in tqdm(range(count), desc=desc or path.name, unit=" rows", delay=1, leave=False):
+            file.write(json.dumps(record(index)) + "\n")
     return path

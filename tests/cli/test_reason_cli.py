@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
 import cli_toys
 import pytest
 import yaml
+from lightning.pytorch.loggers import CSVLogger
 
 from lit_reason.cli import door, reason_cli
 from lit_reason.errors import UserError
@@ -218,6 +220,19 @@ def test_what_the_trainer_itself_refuses(capsys, argv, words):
     message = refusal(capsys, *argv)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("package", "hint"), [("wandb>=0.1", "pip install 'lit-reason[track]'"), ("tracker", "pip install tracker")]
+)
+def test_a_logger_whose_package_is_missing_says_how_to_get_it(capsys, monkeypatch, package, hint):
+    @functools.wraps(CSVLogger.__init__)
+    def refuse(self, *args, **kwargs):
+        raise ModuleNotFoundError(f"Requirement '{package}' not met. HINT: Try running `pip install -U '{package}'`")
+
+    monkeypatch.setattr(CSVLogger, "__init__", refuse)
+    message = refusal(capsys, "--trainer.logger+=CSVLogger", "--trainer.logger.save_dir=x")
+    assert f"{package.partition('>')[0]} is not installed: {hint}" in message
 
 
 def test_stray_word_and_missing_settings(capsys):

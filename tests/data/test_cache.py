@@ -1,7 +1,9 @@
 """The store of tokenised rows: exact, whole or absent, built once."""
 
+import errno
 import json
 import multiprocessing
+import os
 import pickle
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_reason.data.cache import digest, file_digest, open_store
+from lit_reason.data.cache import digest, file_digest, open_folder, open_store
 from lit_reason.data.loader import BinSampler, PackLoader
 from lit_reason.data.token_row import TokenRow
 
@@ -67,6 +69,15 @@ def test_a_failed_build_leaves_nothing(tmp_path):
         open_store(tmp_path, "k", broken)
     assert [p.name for p in tmp_path.iterdir() if p.suffix != ".lock"] == []
     assert len(open_store(tmp_path, "k", build_from([4, 5]))) == 2
+
+
+def test_a_full_disk_says_where(tmp_path):
+    def build(folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write has it: without a name
+
+    with pytest.raises(OSError) as full:
+        open_folder(tmp_path, "abc", build)
+    assert full.value.filename == str(tmp_path / "abc") and not (tmp_path / "abc").exists()
 
 
 def test_what_a_killed_build_left_is_cleared(tmp_path):

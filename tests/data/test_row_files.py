@@ -60,6 +60,12 @@ def test_nothing_is_left_after_an_error(tmp_path, error):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_full_disk_says_where(tmp_path):
+    with pytest.raises(OSError) as full, complete_or_absent(tmp_path / "a.jsonl"):
+        raise OSError(28, "No space left on device")  # as a write has it: without a name
+    assert full.value.filename == str(tmp_path / "a.jsonl")
+
+
 @pytest.mark.parametrize("name", ["a.csv", "a", "a.parquet.gz", "a.jsonl.zip"])
 def test_unknown_kinds_are_refused(name):
     with pytest.raises(UserError, match="must end in"):
