@@ -19,6 +19,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -175,7 +176,8 @@ def documents_attention(
         return _unpacked(module, query, key, value, attention_mask, dropout, scaling, kwargs)
     window = _window(module, kwargs, "documents")
     causal = getattr(module, "is_causal", True)
-    lengths = boundaries.diff().tolist()
+    edges = boundaries.tolist()
+    lengths = [end - start for start, end in pairwise(edges)]
     parts = []
     # Split, not sliced: the gradient of a slice is as large as the whole row, once for every document.
     for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True):
