@@ -16,7 +16,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("lit-reason", "torch", "lightning", "transformers", "peft", "numpy", "accelerate", "triton")
-PEERS = ("trl", "datasets", "liger-kernel", "cut-cross-entropy")
+PEERS = ("trl", "datasets", "liger-kernel", "cut-cross-entropy", "galore-torch", "fira")
 
 
 def machine() -> dict[str, Any]:

@@ -9,7 +9,10 @@ SCRIPTS = (
     "benchmarks.sft_training",  # C1
     "benchmarks.head_loss",  # C2
     "benchmarks.policy_update",  # C3
+    "benchmarks.lowrank_step",  # C5
     "benchmarks.loop_overhead",  # C6
+    "benchmarks.refactorization",
+    "benchmarks.plan_memory",
 )
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from lit_reason.kernels.refactorization import refactorize, refactorize_sharded
 from lit_reason.models.lowrank import LowRankLinear
 
-BATCH_ENTRIES = 2**24  # factors of so many entries are stacked at a time: 64 MiB in float32
+BATCH_ENTRIES = 2**24  # factors of so many entries are computed at a time: 64 MiB in float32
 
 Route = Literal["auto", "gather", "tsqr"]
 
@@ -58,7 +58,7 @@ def refactorize_layers(layers: Sequence[LowRankLinear], route: Route = "auto") -
     if any(isinstance(layer.out_factor, DTensor) for layer in layers):
         return _in_shards(layers, route)
     if not (dist.is_available() and dist.is_initialized()):
-        return [_take(layer, new) for layer, new in zip(layers, _balanced(_pairs(layers)), strict=True)]
+        return _balance_here(layers)
     return _in_copies(layers)
 
 
@@ -71,13 +71,17 @@ class _New(NamedTuple):
     balance: Balance
 
 
-def _pairs(layers: Sequence[LowRankLinear]) -> list[tuple[Tensor, Tensor]]:
-    return [(layer.out_factor.detach(), layer.in_factor.detach()) for layer in layers]
+def _balance_here(layers: Sequence[LowRankLinear]) -> list[Balance | None]:
+    found: list[Balance | None] = [None] * len(layers)
+    for number, new in _balanced([(layer.out_factor.detach(), layer.in_factor.detach()) for layer in layers]):
+        layers[number].out_factor.copy_(new.out_factor)
+        layers[number].in_factor.copy_(new.in_factor)
+        found[number] = new.balance
+    return found
 
 
-def _balanced(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[_New | None]:
-    """New factors of each pair, or None; pairs of one shape are computed in batches."""
-    found: list[_New | None] = [None] * len(pairs)
+def _balanced(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[int, _New]]:
+    """Place and new factors of the pairs that have some; pairs of one shape are computed in batches."""
     by_shape: dict[tuple[torch.Size, torch.Size], list[int]] = defaultdict(list)
     for number, (b, a) in enumerate(pairs):
         if bool(b.isfinite().all()) and bool(a.isfinite().all()):
@@ -87,8 +91,8 @@ def _balanced(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[_New | None]:
         for start in range(0, len(numbers), size):
             batch = numbers[start : start + size]
             for number, new in zip(batch, _balanced_batch([pairs[n] for n in batch]), strict=True):
-                found[number] = new
-    return found
+                if new is not None:
+                    yield number, new
 
 
 def _balanced_batch(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[_New | None]:
@@ -116,25 +120,12 @@ def _balance(out_gram: Tensor, in_gram: Tensor, singular: Tensor) -> Balance:
     return Balance(defect, float((singular / largest).square().sum()) if largest else 0.0)
 
 
-def _take(layer: LowRankLinear, new: _New | None) -> Balance | None:
-    if new is None:
-        return None
-    layer.out_factor.copy_(new.out_factor)
-    layer.in_factor.copy_(new.in_factor)
-    return new.balance
-
-
 # ---- copies on all processes -------------------------------------------------------------------------------------
 
 
 def _in_copies(layers: Sequence[LowRankLinear]) -> list[Balance | None]:
     rank, world = dist.get_rank(), dist.get_world_size()
-    mine = layers[rank::world]
-    own = [_take(layer, new) for layer, new in zip(mine, _balanced(_pairs(mine)), strict=True)]
-    found: list[Balance | None] = [None] * len(layers)
-    for part in _from_all(own):
-        for number, balance in part.items():
-            found[number] = balance
+    found = _from_all(_balance_here(layers[rank::world]), len(layers))
     for number, layer in enumerate(layers):
         if found[number] is not None:
             for factor in (layer.out_factor, layer.in_factor):
@@ -143,11 +134,12 @@ def _in_copies(layers: Sequence[LowRankLinear]) -> list[Balance | None]:
     return found
 
 
-def _from_all(own: list[Balance | None]) -> list[dict[int, Balance | None]]:
-    rank, world = dist.get_rank(), dist.get_world_size()
+def _from_all(own: list[Balance | None], count: int) -> list[Balance | None]:
+    """What every process found out about its own layers, as one list of all `count` layers."""
+    world = dist.get_world_size()
     parts: list[Any] = [None] * world
-    dist.all_gather_object(parts, {rank + world * i: balance for i, balance in enumerate(own)})
-    return parts
+    dist.all_gather_object(parts, own)
+    return [parts[number % world][number // world] for number in range(count)]
 
 
 def _compare(checksums: list[float]) -> None:
@@ -181,16 +173,12 @@ def _gathered(layers: Sequence[LowRankLinear]) -> list[Balance | None]:
     """At most as many layers as processes: whole factors everywhere, one process balances one layer."""
     rank = dist.get_rank()
     pairs = [(_whole(layer.out_factor), _whole(layer.in_factor)) for layer in layers]
-    mine = _balanced(pairs[rank : rank + 1])
-    own = [None if new is None else new.balance for new in mine]
-    found: list[Balance | None] = [None] * len(layers)
-    for part in _from_all(own):
-        for number, balance in part.items():
-            found[number] = balance
+    mine = next(_balanced(pairs[rank : rank + 1]), None)
+    found = _from_all([None if mine is None else mine[1].balance], len(layers))
     for number, (layer, pair) in enumerate(zip(layers, pairs, strict=True)):
         if found[number] is None:
             continue
-        new = mine[0] if number == rank else None
+        new = mine[1] if mine is not None and number == rank else None
         for name, factor, place in (("out_factor", layer.out_factor, pair[0]), ("in_factor", layer.in_factor, pair[1])):
             if new is not None:
                 place.copy_(getattr(new, name))

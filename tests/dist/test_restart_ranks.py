@@ -13,7 +13,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_run import arguments, write_model, write_traces
 from torch import nn
 from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
 
+from lit_reason.callbacks.hf_export import HFExport
 from lit_reason.callbacks.restart import Restart
 from lit_reason.cli.reason_cli import build
 from lit_reason.core.metrics_log import read_metrics
@@ -34,6 +36,7 @@ SETTINGS = {
     "trainer__max_steps": STEPS,
 }
 RUNS = {"ddp": "auto", "gather": "gather", "tsqr": "tsqr"}
+SPARSE = {"model__lm__lowrank__sparse_density": 0.1, "trainer__max_steps": K + 2}
 SPLITS = [(20, 10), (3, 27), (30, 0)]  # rows on each of two processes, at rank 6: many, fewer than the rank, none
 
 
@@ -45,8 +48,9 @@ def train(folder: Path, run: Path, route: str = "auto", ckpt_path: Path | None =
     """A low-rank run with two restarts: what came out of it."""
     restart = Restart(route=route)
     saver = ModelCheckpoint(run / "saved", every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    export = HFExport(str(run / "export"))
     cli = build("fit", arguments(folder, run, **{**SETTINGS, **settings}))
-    cli.trainer.callbacks = [restart, *cli.trainer.callbacks, saver]
+    cli.trainer.callbacks = [restart, export, *cli.trainer.callbacks, saver]
     cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path)
     log = Path(cli.trainer.log_dir) / "metrics.csv"
     first = cli.trainer.is_global_zero
@@ -108,6 +112,9 @@ def in_both(folder: Path) -> dict:
         found["resumed", name] = train(
             folder, folder / "again" / name, route, folder / name / "saved" / f"step={K}.ckpt", **both
         )
+    found["sparse"] = train(
+        folder, folder / "sparse", **SPARSE, trainer__strategy="fsdp2", trainer__devices=2
+    )
     found["from one"] = train(
         folder,
         folder / "from_one",
@@ -129,6 +136,7 @@ def results(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     alone = train(base, base / "one", trainer__accumulate_grad_batches=2)
+    alone["sparse"] = train(base, base / "one_sparse", **SPARSE, trainer__accumulate_grad_batches=2)
     both = two_ranks.run(in_both, base, base)
     torch.set_num_threads(threads)
     return base, alone, both
@@ -160,6 +168,24 @@ def test_two_processes_resume_after_a_restart_bit_for_bit(results, run):
     assert both[0]["resumed", run]["losses"] == both[0][run]["losses"][K:]
     for name, value in both[0][run]["weights"].items():
         assert torch.equal(both[0]["resumed", run]["weights"][name], value), name
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_export_of_two_processes_is_the_dense_model_of_one(results, run):
+    base = results[0]
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(base / name / "export") for name in (run, "one"))
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_a_sparse_part_in_shards_trains_as_whole(results):
+    _, alone, both = results
+    expected, got = alone["sparse"], both[0]["sparse"]
+    assert len(expected["losses"]) == K + 2 and got["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+    values = [name for name in expected["weights"] if name.endswith(".values")]
+    assert len(values) == 14
+    for name in values:
+        torch.testing.assert_close(got["weights"][name], expected["weights"][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_the_number_of_processes_may_change_between_restarts(results):
