@@ -82,6 +82,7 @@ def page_of(tmp_path):
 
 def test_a_finished_run_leaves_its_page(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["lit-reason", "fit", "--x", "a b"])
+    monkeypatch.setattr("lit_reason.kernels.dispatch._used", {"linear_token_loss": {"torch"}})
     folder = tmp_path / "toy" / "version_0"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("lr: 0.1 # <tau>")
@@ -98,6 +99,7 @@ def test_a_finished_run_leaves_its_page(tmp_path, monkeypatch):
         "expected 4 · answer differs · 9 tokens",
         "50\u00a0%",
         "2 problems",
+        "linear_token_loss in torch",
     )
     assert [words for words in expected if words not in page.text] == []
     assert page.having("right") and page.having("wrong")

@@ -13,6 +13,7 @@ from lit_reason.callbacks.rng_state import RngState
 from lit_reason.cli.reason_cli import build
 from lit_reason.core.metrics_log import read_metrics
 from lit_reason.errors import UserError
+from lit_reason.kernels.dispatch import backends_used
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +164,18 @@ def test_evaluate_and_predict_answer_the_held_out_problems(folder, tmp_path, cap
     cli.trainer.predict(cli.model, datamodule=cli.datamodule)
     lines = (Path(cli.trainer.log_dir) / "predictions.jsonl").read_text().splitlines()
     assert len(lines) == len(cli.datamodule.eval_prompts())
+
+
+def test_every_backend_of_the_head_loss_gives_the_same_200_losses(folder, tmp_path, monkeypatch):
+    """Sums run in another order, and nothing else differs; chunks are small, so that there are several."""
+    monkeypatch.setattr("lit_reason.kernels.chunks.ROWS_ON_CPU", 64)
+    curves = {}
+    for backend in ("reference", "torch"):
+        watch = Watch()
+        monkeypatch.setenv("LIT_REASON_KERNELS", backend)
+        monkeypatch.setattr("lit_reason.kernels.dispatch._used", {})
+        fit(folder, tmp_path / backend, [watch], trainer__max_steps=200, model__optim__lr=1e-3)
+        assert backends_used() == {"linear_token_loss": backend}
+        curves[backend] = watch.losses
+    assert len(curves["torch"]) == 200 and curves["torch"][-1] < 0.5 * curves["torch"][0]
+    assert curves["torch"] == pytest.approx(curves["reference"], rel=1e-4)
