@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar, RichProgressBar, TQDMProgressBar
 
 from lit_reason.callbacks.rng_state import RngState
 from lit_reason.callbacks.step_boundary import StepBoundary
@@ -42,6 +42,9 @@ class ReasonTrainer(Trainer):
             self.strategy.checkpoint_io = WholeFileIO()
         self.loggers = [MetricsFile.like(logger) for logger in self.loggers]
         given: list[Any] = self.callbacks  # type: ignore[has-type]
+        if not any(isinstance(c, ProgressBar) for c in _listed(kwargs.get("callbacks"))):
+            # Lightning's own choice, where `rich` is installed, counts epochs to -2 when only max_steps is given.
+            given = [TQDMProgressBar() if isinstance(c, RichProgressBar) else c for c in given]
         savers = [c for c in given if isinstance(c, Checkpoint)]
         own = [] if any(isinstance(c, RngState) for c in given) else [RngState()]
         others = [c for c in given if c not in savers]
@@ -141,3 +144,7 @@ class ReasonTrainer(Trainer):
             for record in (r for batch in batches or [] for r in batch):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         return batches
+
+
+def _listed(callbacks: Any) -> list[Any]:
+    return callbacks if isinstance(callbacks, list) else [callbacks]
