@@ -2,7 +2,7 @@
 
 python -m benchmarks.lowrank_study --train corpus.jsonl.xz --val valid.jsonl --out runs/lowrank [--arms full lowrank]
 
-Each arm's rate is swept by factors of two on the first seed until the best one has a worse neighbour on both sides;
+Each arm's rate is swept by factors of two on the first seed until the best one stands between worse ones;
 then the other seeds train with it. Every finished run is a line of OUT/runs.jsonl and is not repeated.
 """
 
@@ -15,7 +15,7 @@ import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,16 @@ CYCLE = [f"--model.optim.period_steps={PERIOD}", f"--model.optim.recovery_steps=
 RECOVER = [*CYCLE, "--model.optim.schedule=cosine_quick_recovery", "--trainer.callbacks+=Restart"]
 BOTH = RECOVER
 ARMS: dict[str, tuple[float, list[str]]] = {  # first rate to try, options
-    "full": (4e-3, []),
-    "lowrank": (4e-3, FACTORS),
-    "lowrank+both": (4e-3, [*FACTORS, *BOTH]),
-    "galore": (1e-2, ["--model.optim.optimizer=galore", *SUBSPACE]),
-    "fira": (1e-2, ["--model.optim.optimizer=fira", *SUBSPACE]),
-    "lowrank+refactorize": (4e-3, [*FACTORS, *RECOVER, "--trainer.callbacks.reset=none"]),
-    "lowrank+reset": (4e-3, [*FACTORS, *RECOVER, "--trainer.callbacks.refactorize=false"]),
-    "sltrain": (4e-3, SPARSE),
-    "sltrain+both": (4e-3, [*SPARSE, *BOTH]),
-    "apollo_mini": (1e-2, ["--model.optim.optimizer=apollo_mini", *SUBSPACE]),
+    "full": (2e-3, []),
+    "lowrank": (2e-3, FACTORS),
+    "lowrank+both": (2e-3, [*FACTORS, *BOTH]),
+    "galore": (5e-3, ["--model.optim.optimizer=galore", *SUBSPACE]),
+    "fira": (5e-3, ["--model.optim.optimizer=fira", *SUBSPACE]),
+    "lowrank+refactorize": (2e-3, [*FACTORS, *RECOVER, "--trainer.callbacks.reset=none"]),
+    "lowrank+reset": (2e-3, [*FACTORS, *RECOVER, "--trainer.callbacks.refactorize=false"]),
+    "sltrain": (2e-3, SPARSE),
+    "sltrain+both": (2e-3, [*SPARSE, *BOTH]),
+    "apollo_mini": (5e-3, ["--model.optim.optimizer=apollo_mini", *SUBSPACE]),
     "loro": (
         1e-2,
         [*FACTORS, *SUBSPACE, *CYCLE, "--model.optim.optimizer=loro", "--model.optim.schedule=jagged_cosine"],
@@ -133,13 +133,14 @@ class Study:
 
     def best_rate(self, arm: str, first_seed: int) -> float:
         """Sweep by factors of two until the best rate stands between two worse ones."""
-        score: Callable[[float], float] = lambda lr: self.run(arm, lr, first_seed)  # noqa: E731
         best = ARMS[arm][0]
-        while True:
-            near = min((best, best * 2, best / 2), key=score)
-            if near == best:
-                return best
-            best = near
+        for factor in (0.5, 2.0):  # one valley is assumed: where the rate below is better, the one above is not tried
+            start = best
+            while self.run(arm, best * factor, first_seed) < self.run(arm, best, first_seed):
+                best *= factor
+            if best != start:
+                break
+        return best
 
 
 def table(study: Study) -> dict[str, Any]:
@@ -196,8 +197,8 @@ def lines(rows: dict[str, Any]) -> Iterator[str]:
 def main() -> None:
     """Run what the time allows, and say what came out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", required=True)
-    parser.add_argument("--val", required=True)
+    parser.add_argument("--train", type=Path, required=True)
+    parser.add_argument("--val", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=4, help="seeds an arm; the first is the sweep's")
@@ -239,7 +240,8 @@ def main() -> None:
             "steps": given.steps,
             "batch_tokens": given.batch_tokens,
         }
-        print(record("lowrank-study", result, [f"recipe {RECIPE}, period {PERIOD}, recovery {RECOVERY}"]))
+        command = f"python -m benchmarks.lowrank_study --train {given.train.name} --val {given.val.name} --out OUT"
+        print(record("lowrank-study", result, [f"recipe {RECIPE}, period {PERIOD}, recovery {RECOVERY}"], command))
 
 
 if __name__ == "__main__":
