@@ -100,3 +100,11 @@ def test_optimizers_that_do_not_fit_the_model_are_refused():
         build_optimizer(nn.Embedding(4, 4), OptimConfig(optimizer="muon"))
     with pytest.raises(UserError, match="rank is 128, but a trained matrix is 6 x 4"):
         build_optimizer(Toy(), OptimConfig(optimizer="galore"))
+
+
+def test_optimizers_that_need_whole_matrices_refuse_shards(monkeypatch):
+    monkeypatch.setattr("lit_reason.core.optim.DTensor", nn.Parameter)
+    for name in ("galore", "fira", "apollo", "apollo_mini"):
+        with pytest.raises(UserError, match=f"{name} needs whole matrices.*use trainer.strategy ddp"):
+            build_optimizer(Toy(), OptimConfig(optimizer=name, subspace=SubspaceConfig(rank=2)))
+    build_optimizer(Toy(), OptimConfig(optimizer="muon"))

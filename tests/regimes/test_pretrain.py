@@ -104,3 +104,27 @@ def test_rows_longer_than_the_context_are_refused(corpus, tmp_path):
 def test_without_text_data_a_tokenizer_must_be_named(corpus, tmp_path):
     said = refusal(corpus, tmp_path, "--data=TraceData", f"--data.train_file={corpus}")
     assert "lm.tokenizer is missing" in said
+
+
+FACTORED = ["--model.lm.lowrank.rank=4", "--model.lm.lowrank.alpha=4"]
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        ["--model.optim.optimizer=muon"],
+        ["--model.optim.optimizer=fira", "--model.optim.subspace.rank=4", "--model.optim.subspace.refresh_steps=3"],
+        [*FACTORED, "--model.optim.optimizer=loro", "--model.optim.subspace.refresh_steps=3"],
+    ],
+    ids=["muon", "fira", "loro"],
+)
+def test_other_optimizers_resume_bit_for_bit_without_running_code(corpus, tmp_path, own):
+    saver = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.every_n_train_steps=2"]
+    more = [*own, "--trainer.max_steps=5", "--trainer.callbacks.save_top_k=-1"]
+    whole = fit(corpus, tmp_path / "a", *saver, *more)
+    (saved,) = run_folder(whole.trainer).glob("checkpoints/*step=2.ckpt")
+    rest = fit(corpus, tmp_path / "b", *own, "--trainer.max_steps=5", f"--ckpt_path={saved}", "--weights_only=true")
+    for (name, a), (_, b) in zip(whole.model.lm.named_parameters(), rest.model.lm.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    first = read_metrics(run_folder(whole.trainer) / "metrics.csv").points("train/loss")
+    assert first[-1][1] < first[0][1]
