@@ -1,4 +1,4 @@
-"""Arithmetic in steps, with a calculator that does one operation a call: each turn needs the result before it."""
+"""Arithmetic in steps, with a calculator that does one operation a call, or with Python."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from lit_reason.envs.environment import Message
+from lit_reason.envs.python_tool import python_tool
 from lit_reason.envs.tool_dialogue import Action, ToolDialogue, ToolRewards
 from lit_reason.rewards.checkers import get_checker
 
@@ -55,14 +56,22 @@ class Arithmetic(ToolDialogue):
     Args:
         operations: operations of a task that is made up.
         largest: largest number in one.
+        tool: `calculator` does one operation a call; `python` runs programs in a sandbox.
+        as_root: run the sandbox although this process is root.
         rewards: what is paid for what.
         max_calls: a further call is refused as an error.
     """
 
     def __init__(
-        self, operations: int = 3, largest: int = 20, rewards: ToolRewards | None = None, max_calls: int = 8
+        self,
+        operations: int = 3,
+        largest: int = 20,
+        tool: Literal["calculator", "python"] = "calculator",
+        as_root: bool = False,
+        rewards: ToolRewards | None = None,
+        max_calls: int = 8,
     ) -> None:
-        super().__init__([calculate], rewards, max_calls)
+        super().__init__([calculate if tool == "calculator" else python_tool(as_root)], rewards, max_calls)
         self.operations, self.largest = operations, largest
 
     def task(self, index: int, seed: int) -> dict[str, Any]:
@@ -76,8 +85,9 @@ class Arithmetic(ToolDialogue):
         return [self.instructions(), {"role": "user", "content": task["question"]}]
 
     def useful(self, action: Action, result: str) -> bool:
-        """Whether the result is the next step of the chain; each step counts once."""
-        if self.left and result == self.left[0]:
+        """Whether the result ends in the next step of the chain; each step counts once."""
+        said = result.split()
+        if self.left and said and said[-1] == self.left[0]:
             self.left.pop(0)
             return True
         return False

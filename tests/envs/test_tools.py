@@ -160,3 +160,12 @@ def test_too_many_calls_are_refused_and_not_paid():
     assert env.step(CALL).reward > 0
     refused = env.step(CALL)
     assert "no more than 1" in refused.observation and refused.reward == 0 and not refused.terminated
+
+
+def test_python_runs_in_the_sandbox_and_counts_as_progress():
+    env = Arithmetic(tool="python", as_root=True)
+    env.reset({"question": "What is 2 + 3?", "answer": "5", "steps": [5]}, 0)
+    ran = env.step('<tool>{"name": "python", "args": {"source": "print(2 + 3)"}}</tool>')
+    assert ran.observation == "<result>5\n</result>" and "useful" in ran.info["terms"]
+    refused = env.step('<tool>{"name": "python", "args": {"source": "import os"}}</tool>')
+    assert "there is no module 'os' here" in refused.observation
