@@ -27,6 +27,8 @@ class Totals:
         trained_tokens: tokens the loss was taken on.
         seconds: time in training: steps and the loading between them, without validation, generation,
             checkpoints and set-up.
+        cpu_seconds: what the processor worked in that time, over all threads of all processes. On a machine that
+            other jobs share it says more than `seconds`.
         flops: floating-point operations by `ModelFlops`; 0 when they cannot be counted.
     """
 
@@ -35,6 +37,7 @@ class Totals:
     trained_tokens: int = 0
     seconds: float = 0.0
     flops: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 class Throughput(Callback):
@@ -43,8 +46,8 @@ class Throughput(Callback):
     Logged, each over all processes: `perf/tokens_per_s`, `perf/trained_tokens_per_s`, `perf/step_s` (seconds
     an optimizer step), `perf/mfu` (share of the matrix-multiplication rate that was *measured* on this device
     when training started, in the model's own precision; not of a datasheet's), `perf/peak_memory_gb` (10^9
-    bytes, the highest of all processes), `perf/total_tokens`, `perf/total_trained_tokens` and
-    `perf/total_seconds`.
+    bytes, the highest of all processes), `perf/total_tokens`, `perf/total_trained_tokens`,
+    `perf/total_seconds` and `perf/total_cpu_seconds`.
 
     Peak memory is on CUDA the most that torch had allocated for tensors on the device; elsewhere the largest
     resident size of the whole process since it started, libraries and data included. The two do not compare.
@@ -57,7 +60,7 @@ class Throughput(Callback):
         self._base = Totals()  # of all processes, before this start
         self._own = Totals()  # of this process, since this start
         self._window = Totals()  # copy of `_own` when the window began
-        self._mark: float | None = None  # the clock runs since then; None while it stands
+        self._mark: tuple[float, float] | None = None  # the clocks run since then; None while they stand
         self._step = 0
         self._flops: ModelFlops | None = None
         self._rate = 0.0
@@ -90,6 +93,7 @@ class Throughput(Callback):
             tokens=round(sum(r.tokens for r in ranks) / self._copies),
             trained_tokens=round(sum(r.trained_tokens for r in ranks) / self._copies),
             seconds=max(r.seconds for r in ranks),
+            cpu_seconds=sum(r.cpu_seconds for r in ranks),
             flops=sum(r.flops for r in ranks) / self._copies,
         )
 
@@ -101,13 +105,23 @@ class Throughput(Callback):
             return
         if pl_module.device.type == "cuda":  # work that was only queued belongs to training
             torch.cuda.synchronize(pl_module.device)
-        self._own.seconds += time.perf_counter() - self._mark
+        self._read_clocks()
         self._mark = None
+
+    def _read_clocks(self) -> None:
+        """Add what went by since the mark, and move the mark here."""
+        now = time.perf_counter(), time.process_time()
+        if self._mark is not None:
+            self._own.seconds += now[0] - self._mark[0]
+            self._own.cpu_seconds += now[1] - self._mark[1]
+        self._mark = now
 
     def _skip_generation(self, trainer: Trainer, step: int, result: Any) -> None:
         """Generation between two steps does not count either: set the clock forward by what it took."""
         if self._mark is not None:
-            self._mark += sum(c.history[-1]["seconds"] for c in _generators(trainer) if c.last is result)
+            took = [c.history[-1] for c in _generators(trainer) if c.last is result]
+            seconds, cpu = (sum(entry[name] for entry in took) for name in ("seconds", "cpu_seconds"))
+            self._mark = self._mark[0] + seconds, self._mark[1] + cpu
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hear of every verified generation."""
@@ -148,7 +162,7 @@ class Throughput(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Let the clock run."""
         if self._mark is None:
-            self._mark = time.perf_counter()
+            self._read_clocks()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -158,9 +172,8 @@ class Throughput(Callback):
             raise UserError(
                 f"Throughput counts packs (lit_reason.data.packing.Pack), not {type(batch).__name__} batches"
             )
-        now, own = time.perf_counter(), self._own
-        own.seconds += now - (self._mark or now)
-        self._mark = now
+        self._read_clocks()
+        own = self._own
         trained = batch.index.numel()
         own.tokens += batch.ids.numel()
         own.trained_tokens += trained
@@ -187,9 +200,7 @@ class Throughput(Callback):
     def _close_window(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         if self._mark is not None and pl_module.device.type == "cuda":  # logging waits anyway
             torch.cuda.synchronize(pl_module.device)
-            now = time.perf_counter()
-            self._own.seconds += now - self._mark
-            self._mark = now
+            self._read_clocks()
         window = self._over_ranks(_difference(self._own, self._window))
         self._window = dataclasses.replace(self._own)
         totals = self.totals
@@ -202,6 +213,7 @@ class Throughput(Callback):
             "perf/total_tokens": float(totals.tokens),
             "perf/total_trained_tokens": float(totals.trained_tokens),
             "perf/total_seconds": totals.seconds,
+            "perf/total_cpu_seconds": totals.cpu_seconds,
         }
         if self._flops is not None:
             metrics["perf/mfu"] = window.flops / seconds / (self._rate * trainer.world_size)

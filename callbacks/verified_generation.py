@@ -46,7 +46,7 @@ class VerifiedGeneration(Callback):
 
     Attributes:
         last: the newest result, None before the first.
-        history: one entry an evaluation: `step`, `epoch`, `seconds`, `prompts` and the logged numbers. Kept
+        history: one entry an evaluation: `step`, `epoch`, `seconds`, `cpu_seconds`, `prompts` and the logged numbers. Kept
             in checkpoints.
         listeners: called with (trainer, step, result) after each evaluation, on every process.
     """
@@ -136,7 +136,7 @@ class VerifiedGeneration(Callback):
 
     def _evaluate(self, trainer: Any, pl_module: Any) -> dict[str, float]:
         """One evaluation, entered in the history; the numbers to log."""
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         data = trainer.datamodule
         if self._prompts is None:
             self._prompts = data.eval_prompts(self.limit)
@@ -160,6 +160,7 @@ class VerifiedGeneration(Callback):
                 "step": trainer.global_step,
                 "epoch": trainer.current_epoch,
                 "seconds": time.perf_counter() - start,
+                "cpu_seconds": time.process_time() - cpu_start,
                 "prompts": self.last.prompts,
                 **metrics,
             }

@@ -98,7 +98,7 @@ def script(shell: str, options: Sequence[str] = COMMON) -> str:
         shell: one of `SHELLS`.
         options: options offered for the verbs that run a recipe.
     """
-    recipes = [recipe.name for recipe in find_recipes()]
+    recipes = [recipe.name for recipe in [*find_recipes(), *find_recipes(studies=True)]]
     if shell == "fish":
         return _fish(recipes, options)
     cases = [f'    {verb}) options="{" ".join(names)}" ;;' for verb, names in verb_options().items()]

@@ -5,17 +5,14 @@ Each arm runs as `lit-reason fit --config demo/chain-ARM` would, in this process
 
 from __future__ import annotations
 
-import logging
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_reason.cli.command_parser import CommandParser
+from lit_reason.cli.runs import quiet, run_fit, torch_threads
 from lit_reason.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     out: Path = args.out
     _clear(out)
     print("Preparing ...", end="\r", flush=True)
-    with _quiet(), _one_thread():
+    with quiet(), torch_threads(1):
         chance = prepare(out, rows, QUICK_HELD_OUT if args.quick else HELD_OUT, args.seed)
         results = [run_arm(name, out, args.seed) for name in ARMS]
     from lit_reason.cli.demo_page import DISTURBED, disturbed, write_page
@@ -142,14 +139,11 @@ def prepare(out: Path, rows: int, held_out: int, seed: int) -> float:
     Returns:
         Accuracy of always guessing the most common answer.
     """
-    from lit_reason.tasks import chain
-    from lit_reason.tasks.problem_file import write_problems
-    from lit_reason.tasks.student import write_student
+    from lit_reason.tasks.generated import task_config, write_base, write_data
 
-    config = chain.ChainConfig()
-    write_student(out / "base", chain.words(config), seed=seed)
-    for name, count, side in (("train", rows, False), ("heldout", held_out, True)):
-        write_problems(out / "data" / f"{name}.jsonl", partial(chain.record, config, seed, held_out=side), count)
+    config = task_config("chain", {})
+    write_base(out / "base", "chain", config, seed)
+    write_data(out / "data", "chain", config, rows, held_out, seed)
     print(f"Decode-and-chain: {rows:,} problems to train on, {held_out} held out; {rows // 16} steps an arm.\n")
     return config.chance
 
@@ -166,54 +160,17 @@ def run_arm(name: str, out: Path, seed: int) -> ArmResult:
         Its figures.
     """
     from lit_reason.callbacks.verified_generation import VerifiedGeneration
-    from lit_reason.cli.reason_cli import build
     from lit_reason.core.metrics_log import read_metrics
 
-    options = {
-        "vars.folder": out,
-        "seed_everything": seed,
-        "data.seed": seed,
-        "trainer.enable_progress_bar": "false",
-        "trainer.enable_model_summary": "false",
-    }
-    command = ["--config", f"demo/chain-{name}", *(f"--{key}={value}" for key, value in options.items())]
-    cli = build("fit", command)
-    callbacks: list[Any] = cli.trainer.callbacks  # type: ignore[attr-defined]
-    callbacks.append(_step_bar(name))
-    cli.run_verb()
-    (verified,) = (c for c in callbacks if isinstance(c, VerifiedGeneration))
+    options = {"vars.folder": str(out), "seed_everything": seed, "data.seed": seed}
+    trainer: Any = run_fit(f"demo/chain-{name}", options, f"train {name}").trainer
+    (verified,) = (c for c in trainer.callbacks if isinstance(c, VerifiedGeneration))
     assert verified.last is not None
     accuracy, low, high = verified.last.pass_at[1]
     log = read_metrics(out / name / "metrics.csv")
     tokens, seconds = log.last("perf/total_trained_tokens"), log.last("perf/total_seconds")
     assert tokens is not None and seconds is not None
     return ArmResult(name, accuracy, low, high, int(tokens), seconds, log, verified.last.records, out / name)
-
-
-def _step_bar(name: str) -> Any:
-    """A progress bar over optimizer steps that shows loss and accuracy."""
-    from lightning.pytorch import Callback
-    from tqdm import tqdm
-
-    class StepBar(Callback):
-        bar: Any = None
-
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            total = int(trainer.estimated_stepping_batches)
-            self.bar = tqdm(total=total, desc=f"train {name}", unit=" steps", dynamic_ncols=True)
-
-        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            seen = trainer.callback_metrics
-            shown = {"loss": "train/loss", "accuracy": "val/pass@1"}
-            figures = {label: f"{float(seen[key]):.3f}" for label, key in shown.items() if key in seen}
-            self.bar.set_postfix(figures, refresh=False)
-            self.bar.update(trainer.global_step - self.bar.n)
-
-        def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-            if self.bar is not None:
-                self.bar.close()
-
-    return StepBar()
 
 
 def table(results: Sequence[ArmResult]) -> str:
@@ -234,39 +191,3 @@ def table(results: Sequence[ArmResult]) -> str:
         "  ".join(side(cell, width) for side, cell, width in zip(sides, row, widths, strict=True)).rstrip()
         for row in cells
     )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Threads wait for each other more than they work on matrices this small, and far more on a busy machine."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Only errors, and our own lines and bars."""
-    import lightning.pytorch  # noqa: F401 (its import sets the levels of its loggers)
-    from transformers.utils import logging as transformers_logging
-
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "transformers")]
-    before = [logger.level for logger in loggers]
-    bars = transformers_logging.is_progress_bar_enabled()
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        transformers_logging.disable_progress_bar()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

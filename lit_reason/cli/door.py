@@ -23,6 +23,7 @@ TRAINER_VERBS = {
     "evaluate": "pass@k with intervals, by generating and checking answers",
 }
 OTHER_VERBS = {
+    "tournament": "train the arms of a study under equal conditions, and compare them",
     "demo": "train full and condensed traces side by side, and compare them",
     "plan": "what a run will need in memory, before it starts",
     "inspect": "rows as the loss sees them, span by span, and what is wrong with them",
@@ -40,6 +41,7 @@ OTHER_VERBS = {
 GROUPS = (
     ("Run a recipe", tuple(TRAINER_VERBS)),
     ("Start here", ("demo", "list", "show", "plan", "doctor")),
+    ("Compare", ("tournament",)),
     ("Data", ("inspect", "condense", "edges")),
     ("Many processes", ("launch", "consolidate")),
     ("Extend", ("new",)),
@@ -96,7 +98,7 @@ def list_recipes(argv: Sequence[str]) -> int:
         print("Usage: lit-reason list [WORD]\n\nThe packaged recipes, all or those that mention WORD.")
         return 0
     word = " ".join(argv).lower()
-    chosen = [r for r in find_recipes() if word in f"{r.name} {r.purpose}".lower()]
+    chosen = [r for r in [*find_recipes(), *find_recipes(studies=True)] if word in f"{r.name} {r.purpose}".lower()]
     if not chosen:
         raise UserError(f"no recipe mentions {word!r}" if word else "no recipes are installed")
     width = max(len(recipe.name) for recipe in chosen) + 2

@@ -10,6 +10,7 @@ from pathlib import Path
 from lit_reason.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent / "recipes"
+STUDIES = "studies"  # in this folder lie study files, which `lit-reason tournament` reads
 FIELDS = ("hardware", "expected", "command")
 
 
@@ -72,16 +73,18 @@ def read_header(text: str) -> dict[str, str]:
     return found
 
 
-def find_recipes(root: Path = ROOT) -> list[Recipe]:
+def find_recipes(root: Path = ROOT, *, studies: bool = False) -> list[Recipe]:
     """All recipes under a folder, in the order of their names.
 
     Args:
         root: the folder; default: the recipes that come with the package.
+        studies: the study files instead.
     """
     recipes = []
     for path in sorted(root.rglob("*.yaml")):
         name = path.relative_to(root).with_suffix("").as_posix()
-        recipes.append(Recipe(name, path, **read_header(path.read_text(encoding="utf-8"))))
+        if studies == name.startswith(f"{STUDIES}/"):
+            recipes.append(Recipe(name, path, **read_header(path.read_text(encoding="utf-8"))))
     return recipes
 
 
@@ -157,4 +160,25 @@ def lint_recipes(root: Path = ROOT) -> list[str]:
             build(verb, [*argv, "--trainer.accelerator=cpu"])
         except UserError as error:
             problems.append(f"{recipe.name}: {error}")
+    return problems + lint_studies(root)
+
+
+def lint_studies(root: Path = ROOT) -> list[str]:
+    """Check that each study file has a full header and that the options of all its arms are known.
+
+    Args:
+        root: folder of the recipes.
+
+    Returns:
+        One line a problem; empty when all is well.
+    """
+    from lit_reason.cli import tournament
+
+    problems: list[str] = []
+    for study in find_recipes(root, studies=True):
+        problems += header_problems(study)
+        try:
+            tournament.check(tournament.load(study.path), Path("runs"))
+        except UserError as error:
+            problems.append(f"{study.name}: {error}")
     return problems

@@ -82,12 +82,23 @@ class TokenStore:
         # A worker process opens its own maps instead of receiving a copy of the data.
         return {**self.__dict__, "_columns": None}
 
-    def row(self, i: int) -> TokenRow:
-        """Row `i` as copies (safe to keep)."""
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The rows end to end, as memory maps."""
         if self._columns is None:
             self._columns = {n: np.memmap(self.folder / f"{n}.bin", dtype=t, mode="r") for n, t in COLUMNS.items()}
+        return self._columns
+
+    @property
+    def trained_counts(self) -> np.ndarray:
+        """`int64 [rows]` tokens of each row that carry loss; reads the weights of all rows."""
+        trained = np.concatenate([[0], np.cumsum(self.columns["weight"] > 0, dtype=np.int64)])
+        return np.diff(trained[self.offsets])
+
+    def row(self, i: int) -> TokenRow:
+        """Row `i` as copies (safe to keep)."""
         span = slice(self.offsets[i], self.offsets[i + 1])
-        columns: dict[str, Any] = {n: np.array(c[span]) for n, c in self._columns.items()}
+        columns: dict[str, Any] = {n: np.array(c[span]) for n, c in self.columns.items()}
         return TokenRow(**columns, row_id=self.row_ids[i])
 
 

@@ -194,7 +194,7 @@ class PackLoader(DataLoader):
             # Its own generator: a DataLoader draws a base seed at each iter(), which would shift dropout on resume.
             generator=torch.Generator().manual_seed(sampler.seed),
         )
-        self.position = 0
+        self.store, self.position = store, 0
 
     def __iter__(self) -> Iterator[Pack]:  # type: ignore[override]
         self.position = self.sampler.start

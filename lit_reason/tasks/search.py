@@ -2,13 +2,15 @@
 
 The prompt gives every symbol a value, and a target::
 
-    given c7 a2 f9 b4 e0 d5 target 9
-    <think>is c 7.  is a 2.  is f 9.  is b 4.  is e 0.  is d 5.     understanding: the values, in prompt order
-    wait c 7 + a 2 = 9 no ...                                        exploration: pairs in order, each a miss
-    so b 4 + d 5 = 9.  so b d.</think> b d                           convergence: the hit, and the answer
+    given c7 a2 f9 b4 e0 d6 target10
+    <think>is c 7.  is a 2.  is f 9.  is b 4.  is e 0.  is d 6.      understanding: the values, in prompt order
+    wait c 7 + a 2 = 9 want 10 no.  but c 7 + f 9 = 16 want 10 no ... exploration: pairs in order, each a miss
+    hmm b 4 + d 6 = 10 want 10 yes.  so b d.</think> b d             convergence: the hit, and the answer
 
 (thoughts are separated by blank lines.) Which pair comes next follows from the pair before; which pair hits is only
-known after all the tries. A student trained on the edges alone must guess the hit.
+known after all the tries, and a try does not show how it ends before its sum stands there. A student trained on the
+edges alone must guess the hit. As in `chain`, a value is one token with what it belongs to, and what is compared stands
+side by side: a model of 0.1 M parameters then learns the whole search within a minute.
 """
 
 from __future__ import annotations
@@ -30,11 +32,14 @@ class SearchConfig:
         symbols: symbols a, b, c, ... that the prompt gives values to.
         values: a symbol's value is one of 0 to `values - 1`.
         misses_min: fewest pairs tried in vain before the hit.
+        shuffle: show the symbols in random order, which is the order of the search; else in alphabetical order, so
+            that the search itself need not be read from the prompt and small students learn it sooner.
     """
 
     symbols: int = 6
     values: int = 10
     misses_min: int = 4
+    shuffle: bool = True
 
     def __post_init__(self) -> None:
         pairs = self.symbols * (self.symbols - 1) // 2
@@ -95,7 +100,8 @@ def draw(config: SearchConfig, rng: random.Random, *, held_out: bool) -> SearchP
         if is_held_out(values) != held_out:
             continue
         shown = list(config.letters)
-        rng.shuffle(shown)
+        if config.shuffle:
+            rng.shuffle(shown)
         a, b = (shown[place] for place in pairs[wanted])
         target = values[ord(a) - ord("a")] + values[ord(b) - ord("a")]
         problem = SearchProblem(values, "".join(shown), target)
@@ -112,7 +118,7 @@ def answer(problem: SearchProblem) -> str:
 def prompt(problem: SearchProblem) -> str:
     """What the user asks."""
     given = " ".join(f"{s}{problem.value(s)}" for s in problem.shown)
-    return f"given {given} target {problem.target}"
+    return f"given {given} target{problem.target}"
 
 
 def thoughts(problem: SearchProblem, rng: random.Random) -> list[str]:
@@ -127,11 +133,12 @@ def thoughts(problem: SearchProblem, rng: random.Random) -> list[str]:
 
     def tried(pair: tuple[str, str]) -> str:
         a, b = pair
-        return f"{a} {problem.value(a)} + {b} {problem.value(b)} = {problem.value(a) + problem.value(b)}"
+        total = problem.value(a) + problem.value(b)
+        return f"{a} {problem.value(a)} + {b} {problem.value(b)} = {total} want {problem.target}"
 
     head = [f"is {s} {problem.value(s)}." for s in problem.shown]
     middle = [f"{rng.choice(CUES)} {tried(pair)} no." for pair in pairs[:hit]]
-    return [*head, *middle, f"so {tried(pairs[hit])}.", f"so {' '.join(pairs[hit])}."]
+    return [*head, *middle, f"{rng.choice(CUES)} {tried(pairs[hit])} yes.", f"so {' '.join(pairs[hit])}."]
 
 
 def record(config: SearchConfig, seed: int, index: int, *, held_out: bool) -> dict[str, Any]:
@@ -161,7 +168,8 @@ def words(config: SearchConfig) -> list[str]:
     symbols = [f" {s}" for s in config.letters]
     numbers = [f" {v}" for v in range(2 * config.values - 1)]
     pairs = [s + str(v) for s in symbols for v in range(config.values)]
-    return ["\n\n", ".", "given", "is", "so", *CUES, " target", " no", " +", " =", *symbols, *numbers, *pairs]
+    targets = [f" target{v}" for v in range(2 * config.values - 1)]
+    return ["\n\n", ".", "given", "is", "so", *CUES, *targets, " want", " no", " yes", " +", " =", *symbols, *numbers, *pairs]
 
 
 def check(text: str, answer: str | None, metadata: dict[str, Any]) -> bool:

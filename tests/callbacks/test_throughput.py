@@ -42,12 +42,16 @@ class Packs(torch.utils.data.Dataset):
 
 
 class Clock:
-    """Stands still but for the seconds that a test spends on it."""
+    """Stands still but for the seconds that a test spends on it, or lets the processor work."""
 
     now = 1000.0
+    worked = 10.0
 
     def perf_counter(self):
         return self.now
+
+    def process_time(self):
+        return self.worked
 
 
 @pytest.fixture
@@ -144,7 +148,7 @@ def test_generation_between_steps_is_not_training_time(tmp_path, clock, generato
         def on_train_batch_end(self, trainer, pl_module, *rest):
             clock.now += 8.0
             self.last = object()
-            self.history.append({"seconds": 8.0})
+            self.history.append({"seconds": 8.0, "cpu_seconds": 0.0})
             for listener in self.listeners:
                 listener(trainer, trainer.global_step, self.last)
 
@@ -176,6 +180,35 @@ def test_writing_a_checkpoint_is_not_training_time(tmp_path, clock):
     callback = Throughput()
     run(tmp_path, callback, Saves(), module=Toy(clock, step_s=0.5), packs=5)
     assert callback.totals.seconds == 5 * 0.5
+
+
+def test_cpu_seconds_are_those_of_the_steps(tmp_path, clock):
+    class Busy(VerifiedGeneration):
+        """Stands for generation that works on four processors for two seconds after every step."""
+
+        def setup(self, trainer, pl_module, stage):
+            pass
+
+        def on_train_batch_end(self, trainer, pl_module, *rest):
+            clock.now += 2.0
+            clock.worked += 8.0
+            self.last = object()
+            self.history.append({"seconds": 2.0, "cpu_seconds": 8.0})
+            for listener in self.listeners:
+                listener(trainer, trainer.global_step, self.last)
+
+    class Steps(Toy):
+        def training_step(self, batch, batch_idx):
+            clock.worked += 0.25
+            return super().training_step(batch, batch_idx)
+
+    callback = Throughput()
+    _, rows = run(tmp_path, callback, Busy(at_end=False), module=Steps(clock, step_s=0.5), packs=3)
+    totals = callback.totals
+    assert (totals.seconds, totals.cpu_seconds) == (1.5, 0.75)
+    assert float(rows[-1]["perf/total_cpu_seconds"]) == 0.75
+    older = {name: value for name, value in vars(totals).items() if name != "cpu_seconds"}
+    assert Totals(**older).cpu_seconds == 0  # the state of an older checkpoint
 
 
 def test_totals_continue_after_a_resume(tmp_path):

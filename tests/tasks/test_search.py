@@ -8,7 +8,7 @@ import pytest
 from lit_reason.errors import UserError
 from lit_reason.tasks import search
 
-CONFIGS = {"default": search.SearchConfig(), "small": search.SearchConfig(symbols=4, values=7, misses_min=0)}
+CONFIGS = {"default": search.SearchConfig(), "small": search.SearchConfig(symbols=4, values=7, misses_min=0, shuffle=False)}
 
 
 @pytest.fixture(params=CONFIGS)
@@ -22,7 +22,7 @@ def rows(config, n=200, seed=3, held_out=False):
 
 def read(row):
     question, reply = (message["content"] for message in row["messages"])
-    given, target = re.fullmatch(r"given (.*) target (\d+)", question).groups()
+    given, target = re.fullmatch(r"given (.*) target(\d+)", question).groups()
     values = {pair[0]: int(pair[1:]) for pair in given.split()}
     trace, solution = re.fullmatch(r"<think>(.*)</think> (\w \w)", reply, re.DOTALL).groups()
     return values, int(target), trace.split("\n\n"), solution
@@ -39,6 +39,7 @@ def test_the_trace_decodes_all_then_tries_pairs_in_order_up_to_the_hit(config):
     for row in rows(config):
         values, target, thoughts, solution = read(row)
         n = len(values)
+        assert config.shuffle or list(values) == sorted(values)
         assert thoughts[:n] == [f"is {s} {v}." for s, v in values.items()]
         pairs = list(combinations(values, 2))
         hit = pairs.index(tuple(solution.split()))
@@ -47,11 +48,12 @@ def test_the_trace_decodes_all_then_tries_pairs_in_order_up_to_the_hit(config):
         for thought, (a, b) in zip(thoughts[n : n + hit], pairs, strict=False):
             total = values[a] + values[b]
             assert re.sub(r"^(wait|but|hmm|alternatively) ", "", thought) == (
-                f"{a} {values[a]} + {b} {values[b]} = {total} no."
+                f"{a} {values[a]} + {b} {values[b]} = {total} want {target} no."
             )
             assert total != target
         a, b = solution.split()
-        assert thoughts[-2:] == [f"so {a} {values[a]} + {b} {values[b]} = {target}.", f"so {a} {b}."]
+        assert re.sub(r"^\w+ ", "", thoughts[-2]) == f"{a} {values[a]} + {b} {values[b]} = {target} want {target} yes."
+        assert thoughts[-1] == f"so {a} {b}."
 
 
 def test_every_late_enough_pair_is_a_hit_about_equally_often():
@@ -103,3 +105,8 @@ def test_check(text, answer, right):
 def test_impossible_sizes_are_refused(fields):
     with pytest.raises(UserError, match="search: "):
         search.SearchConfig(**fields)
+
+
+def test_symbols_are_shown_in_random_order_unless_told_otherwise():
+    orders = {tuple(read(row)[0]) for row in rows(search.SearchConfig(), 50)}
+    assert len(orders) > 40
