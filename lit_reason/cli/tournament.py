@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import groupby
@@ -18,7 +17,7 @@ from lit_reason.cli.recipes import locate
 from lit_reason.errors import UserError
 
 if TYPE_CHECKING:
-    from lit_reason.studies.plan import Cell, Study
+    from lit_reason.studies.plan import Study
     from lit_reason.studies.results import CellResult
 
 EPILOG = """\
@@ -113,9 +112,11 @@ def check(study: Study, out: Path) -> None:
     for task in study.tasks.values():
         if task.problems:
             task_config(task.problems.kind, task.problems.settings)
+    seen = set()
     for cell in cells(study):
-        if cell.seed == study.seeds[0] and cell.budget == sorted(study.budgets)[0]:
+        if (cell.task, cell.arm) not in seen:
             check_cell(study, cell, out)
+            seen.add((cell.task, cell.arm))
 
 
 def prepare(study: Study, out: Path) -> None:
@@ -133,7 +134,10 @@ def prepare(study: Study, out: Path) -> None:
         folder, problems = problem_folder(study, name, out), task.problems
         if folder is None or problems is None:
             continue
-        write_problems(folder, problems.kind, problems.settings, problems.rows, problems.held_out, seed=0)
+        write_problems(folder / "data", problems.kind, problems.settings, problems.rows, problems.held_out)
+        if problems.base:
+            sizes = {**problems.settings, **problems.base.settings}
+            write_problems(folder / "base-data", problems.kind, sizes, problems.base.rows, problems.held_out)
         config = task_config(problems.kind, problems.settings)
         for seed in study.seeds:
             if not (folder / f"base-{seed}").is_dir():
@@ -176,9 +180,7 @@ def _counted(result: CellResult) -> int:
     return round(result.trained_tokens)
 
 
-def _side_by_side(
-    work: Callable[..., CellResult], jobs: Sequence[tuple], workers: int
-) -> Iterator[CellResult]:
+def _side_by_side(work: Callable[..., CellResult], jobs: Sequence[tuple], workers: int) -> Iterator[CellResult]:
     if workers == 1:
         yield from (work(*job) for job in jobs)
         return
@@ -201,5 +203,7 @@ def line(study: Study, result: CellResult) -> str:
     """
     score = result.figures.get(study.score)
     shown = "no score" if score is None else f"{study.score} {score:.3f}"
-    cost = "" if result.cpu_seconds is None else f"  {result.trained_tokens:,.0f} tokens  {result.cpu_seconds:.1f} CPU s"
+    cost = (
+        "" if result.cpu_seconds is None else f"  {result.trained_tokens:,.0f} tokens  {result.cpu_seconds:.1f} CPU s"
+    )
     return f"{result.cell!s:<48} {shown}{cost}"

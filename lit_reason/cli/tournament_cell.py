@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from lit_reason.cli.runs import arguments, quiet, run_fit, torch_threads
 from lit_reason.errors import UserError
-from lit_reason.studies.plan import Cell, Stage, Study, options
+from lit_reason.studies.plan import BASE, Cell, Stage, Study, arm_of, base_of, options
 from lit_reason.studies.results import CellResult, gather, read_result
 
 LOGGER = "lightning.pytorch.loggers.CSVLogger"
@@ -22,14 +22,14 @@ BUDGET = "lit_reason.callbacks.training_budget.TrainingBudget"
 
 
 def problem_folder(study: Study, task: str, out: Path) -> Path | None:
-    """Where a task's generated problems lie; None when its data is the recipe's own."""
+    """Where a task's generated problems lie; None when its data and model are the recipe's own."""
     return out / "problems" / task if study.tasks[task].problems else None
 
 
 def stage_folder(study: Study, cell: Cell, number: int, out: Path) -> Path:
     """The run folder of a stage: the cell's own, or one below it when there are several."""
     home = out / "runs" / cell.folder
-    return home / f"stage-{number}" if len(study.arms[cell.arm].stages) > 1 else home
+    return home / f"stage-{number}" if len(arm_of(study, cell).stages) > 1 else home
 
 
 def stage_options(study: Study, cell: Cell, number: int, out: Path, trained_tokens: int | None) -> dict[str, Any]:
@@ -42,12 +42,20 @@ def stage_options(study: Study, cell: Cell, number: int, out: Path, trained_toke
         out: the study's folder.
         trained_tokens: the cell's budget; None: as long as the recipe says.
     """
-    stage: Stage = study.arms[cell.arm].stages[number]
+    stage: Stage = arm_of(study, cell).stages[number]
     folder = stage_folder(study, cell, number, out)
-    placed: dict[str, Any] = {"seed_everything": cell.seed, "data.seed": cell.seed, "data.cache_dir": str(out / "cache")}
+    placed: dict[str, Any] = {
+        "seed_everything": cell.seed,
+        "data.seed": cell.seed,
+        "data.cache_dir": str(out / "cache"),
+    }
     problems = problem_folder(study, cell.task, out)
     if problems is not None:
         placed |= {"vars.folder": str(problems), "model.lm.path": str(problems / f"base-{cell.seed}")}
+    if cell.is_base:
+        placed["data.train_file"] = f"{problems}/base-data/train.jsonl"
+    elif base_of(study, cell.task):
+        placed["model.lm.path"] = str(stage_folder(study, Cell(cell.task, BASE, BASE, cell.seed), 0, out) / "export")
     if number:
         placed["model.lm.path"] = str(stage_folder(study, cell, number - 1, out) / "export")
     where = {"save_dir": str(folder.parent), "name": "", "version": folder.name}
@@ -61,7 +69,7 @@ def stage_options(study: Study, cell: Cell, number: int, out: Path, trained_toke
 def settings_key(study: Study, cell: Cell, out: Path, trained_tokens: int | None) -> str:
     """Digest of everything that decides a cell's result: the recipe and all options."""
     stages = [
-        stage_options(study, cell, number, out, trained_tokens) for number in range(len(study.arms[cell.arm].stages))
+        stage_options(study, cell, number, out, trained_tokens) for number in range(len(arm_of(study, cell).stages))
     ]
     problems = study.tasks[cell.task].problems
     recipe = yaml.safe_load(Path(study.recipe).read_text(encoding="utf-8"))
@@ -78,7 +86,7 @@ def check_cell(study: Study, cell: Cell, out: Path) -> None:
     """
     from lit_reason.cli.reason_cli import build
 
-    stages = study.arms[cell.arm].stages
+    stages = arm_of(study, cell).stages
     for number in range(len(stages)):
         given = stage_options(study, cell, number, out, None)
         try:
@@ -86,8 +94,10 @@ def check_cell(study: Study, cell: Cell, out: Path) -> None:
         except UserError as error:
             raise UserError(f"arm '{cell.arm}' on task '{cell.task}': {error}") from error
         callbacks = [str(callback.class_path).rpartition(".")[2] for callback in cli.config.trainer.callbacks or []]
-        if len(stages) > 1 and "HFExport" not in callbacks:
-            raise UserError(f"arm '{cell.arm}' has several stages: its recipe needs the callback HFExport between them")
+        if (len(stages) > 1 or cell.is_base) and "HFExport" not in callbacks:
+            raise UserError(
+                f"arm '{cell.arm}': another run starts from its weights: its recipe needs callback HFExport"
+            )
 
 
 def run_cell(study: Study, cell: Cell, out: Path, trained_tokens: int | None, label: str) -> CellResult:
@@ -118,7 +128,7 @@ def run_cell(study: Study, cell: Cell, out: Path, trained_tokens: int | None, la
             home.mkdir()
             started.write_text(key, encoding="utf-8")
         logs = []
-        for number, _ in enumerate(study.arms[cell.arm].stages):
+        for number, _ in enumerate(arm_of(study, cell).stages):
             folder = stage_folder(study, cell, number, out)
             finished = folder / "finished"
             if not finished.is_file():

@@ -153,7 +153,9 @@ def _by_place(study: Study, table: Sequence[Row]) -> Iterator[Figure]:
                 if study.arms[row.arm].series == name and (at := study.arms[row.arm].at) is not None
             ]
             curves.append(_curve(name or "", points, colour))
-        if figure := line_plot(f"{study.score} by {label}", curves, x_label=label, percent=_is_share(study), note=title):
+        if figure := line_plot(
+            f"{study.score} by {label}", curves, x_label=label, percent=_is_share(study), note=title
+        ):
             yield figure
 
 

@@ -7,16 +7,35 @@ knows what the arms differ in.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from lit_reason.errors import UserError, did_you_mean
 
 Options = Mapping[str, Any]
+BASE = "base"
 BUDGETS = {
     "epochs": "every arm runs as long as its recipe says",
     "tokens": "every arm takes as many trained tokens as the reference arm did under `epochs`",
 }
+
+
+@dataclass(frozen=True)
+class Base:
+    """A run before all arms, one for each seed: every arm starts from the weights it leaves.
+
+    It trains on problems of the same kind but of other sizes, so that the student knows the single steps of a
+    derivation before it meets the traces that the arms differ in. Its cost is no arm's.
+
+    Args:
+        rows: problems to train on.
+        settings: sizes that differ from those of the task.
+        options: options of `fit` for this run.
+    """
+
+    rows: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -28,12 +47,14 @@ class Problems:
         rows: problems to train on.
         held_out: problems to check on.
         settings: sizes that differ from the task's own defaults.
+        base: a run before all arms; default: they start from random weights.
     """
 
     kind: str
     rows: int
     held_out: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    base: Base | None = None
 
 
 @dataclass(frozen=True)
@@ -136,8 +157,13 @@ class Cell:
         """Where its runs lie under the study's folder."""
         return f"{self.task}/{self.budget}/{self.arm}/seed-{self.seed}"
 
+    @property
+    def is_base(self) -> bool:
+        """Whether it is the run from which the arms start, and no arm itself."""
+        return self.budget == BASE
+
     def __str__(self) -> str:
-        return f"{self.task}, equal {self.budget}, {self.arm}, seed {self.seed}"
+        return f"{self.task}, {'' if self.is_base else 'equal '}{self.budget}, {self.arm}, seed {self.seed}"
 
 
 def read_study(values: Mapping[str, Any], where: str) -> Study:
@@ -152,7 +178,9 @@ def read_study(values: Mapping[str, Any], where: str) -> Study:
     """
     made = _record(Study, values, where)
     arms = {name: _arm(arm, f"{where}: arms.{name}") for name, arm in _named(made.arms, f"{where}: arms").items()}
-    tasks = {name: _task(task, f"{where}: tasks.{name}") for name, task in _named(made.tasks, f"{where}: tasks").items()}
+    tasks = {
+        name: _task(task, f"{where}: tasks.{name}") for name, task in _named(made.tasks, f"{where}: tasks").items()
+    }
     study = Study(
         **{
             **vars(made),
@@ -202,16 +230,32 @@ def cells(study: Study) -> list[Cell]:
 
     Under `tokens` the reference is its run under `epochs`, so it is not listed again.
     """
-    return [
-        Cell(task, budget, arm, seed)
-        for seed in study.seeds
-        for budget in sorted(study.budgets)  # epochs before tokens
-        for task in study.tasks
-        for arm in sorted(study.arms, key=lambda name: name != study.reference)
-        if runs_on(study.arms[arm], task)
-        and budget in (study.arms[arm].budgets or study.budgets)
-        and not (budget == "tokens" and arm == study.reference)
-    ]
+    arms = sorted(study.arms, key=lambda name: name != study.reference)
+    found = []
+    for seed in study.seeds:
+        found += [Cell(task, BASE, BASE, seed) for task in study.tasks if base_of(study, task)]
+        found += [
+            Cell(task, budget, arm, seed)
+            for budget in sorted(study.budgets)  # epochs before tokens
+            for task in study.tasks
+            for arm in arms
+            if runs_on(study.arms[arm], task)
+            and budget in (study.arms[arm].budgets or study.budgets)
+            and not (budget == "tokens" and arm == study.reference)
+        ]
+    return found
+
+
+def base_of(study: Study, task: str) -> Base | None:
+    """The run before all arms on a task, if there is one."""
+    problems = study.tasks[task].problems
+    return problems.base if problems else None
+
+
+def arm_of(study: Study, cell: Cell) -> Arm:
+    """What is trained in a cell."""
+    base = base_of(study, cell.task)
+    return Arm(base.options) if cell.is_base and base else study.arms[cell.arm]
 
 
 def options(study: Study, cell: Cell, stage: Stage) -> dict[str, Any]:
@@ -222,7 +266,7 @@ def options(study: Study, cell: Cell, stage: Stage) -> dict[str, Any]:
         cell: which of its runs.
         stage: which stage of the arm.
     """
-    return {**study.options, **study.tasks[cell.task].options, **study.arms[cell.arm].options, **stage.options}
+    return {**study.options, **study.tasks[cell.task].options, **arm_of(study, cell).options, **stage.options}
 
 
 # ---- plain values to records ------------------------------------------------------------------------------
@@ -243,6 +287,8 @@ def _task(values: Any, where: str) -> StudyTask:
     if task.problems is None:
         return task
     problems = _record(Problems, task.problems, f"{where}.problems")
+    if problems.base is not None:
+        problems = replace(problems, base=_record(Base, problems.base, f"{where}.problems.base"))
     return StudyTask(problems, task.options, task.at)
 
 
@@ -281,4 +327,6 @@ def _several(values: Any, where: str) -> Sequence[Any]:
 def _known(key: str, given: Sequence[str], allowed: Mapping[str, Any] | Sequence[str], where: str) -> None:
     for name in given:
         if name not in allowed:
-            raise UserError(f"{where}: {key}: '{name}'{did_you_mean(str(name), allowed)}; there are {', '.join(allowed)}")
+            raise UserError(
+                f"{where}: {key}: '{name}'{did_you_mean(str(name), allowed)}; there are {', '.join(allowed)}"
+            )

@@ -96,7 +96,8 @@ def gather(cell: Cell, key: str, logs: Sequence[MetricsLog], score: str) -> Cell
         costs[name] = None if None in values else sum(value or 0.0 for value in values)
     figures = {name: final(logs[-1], name) for name in logs[-1].series}
     curve = tuple(logs[-1].points(score))
-    return CellResult(**asdict(cell), key=key, figures=figures, steps=sum(g.steps for g in logs), curve=curve, **costs)
+    steps = sum(log.steps for log in logs)
+    return CellResult(cell.task, cell.budget, cell.arm, cell.seed, key, figures, steps, curve=curve, **costs)
 
 
 def final(log: MetricsLog, metric: str) -> float:
@@ -185,9 +186,7 @@ def rows(study: Study, results: Iterable[CellResult]) -> list[Row]:
     return table
 
 
-def _row(
-    study: Study, at: Cell, by_seed: Mapping[int, CellResult], reference: Mapping[int, CellResult | None]
-) -> Row:
+def _row(study: Study, at: Cell, by_seed: Mapping[int, CellResult], reference: Mapping[int, CellResult | None]) -> Row:
     ends = [f"{study.score}_low", f"{study.score}_high"]
     pairs = {s: (r, base) for s, r in by_seed.items() if (base := reference[s]) is not None}
     is_reference = at.arm == study.reference

@@ -14,7 +14,18 @@ SHARES = ("val/pass@", "val/closed", "val/ended", "val/traced", "val/repetition"
 
 def headings(study: Study) -> list[str]:
     """Headings of the table's columns."""
-    return ["arm", study.score, "interval", "by seed", "gap", "trained tokens", "ratio", "CPU s", "ratio", *study.columns]
+    return [
+        "arm",
+        study.score,
+        "interval",
+        "by seed",
+        "gap",
+        "trained tokens",
+        "ratio",
+        "CPU s",
+        "ratio",
+        *study.columns,
+    ]
 
 
 def cells_of(study: Study, row: Row) -> list[str]:
@@ -89,7 +100,10 @@ def text(study: Study, table: Sequence[Row]) -> str:
         grid = [headings(study), *(cells_of(study, row) for row in part)]
         widths = [max(len(line[i]) for line in grid) for i in range(len(grid[0]))]
         lines = [
-            "  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+            "  ".join(
+                f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}"
+                for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            )
             for line in grid
         ]
         parts.append("\n".join([title, *(line.rstrip() for line in lines)]))

@@ -50,7 +50,9 @@ def write_data(folder: Path, kind: str, config: Any, rows: int, held_out: int, s
     task = import_module(f"lit_reason.tasks.{kind}")
     for name, count, side in (("train", rows, False), ("heldout", held_out, True)):
         write_problems(folder / f"{name}.jsonl", partial(task.record, config, seed, held_out=side), count)
-    write_problems(folder / "answers.jsonl", lambda n: without_thoughts(task.record(config, seed, n, held_out=False)), rows)
+    write_problems(
+        folder / "answers.jsonl", lambda n: without_thoughts(task.record(config, seed, n, held_out=False)), rows
+    )
 
 
 def without_thoughts(record: dict[str, Any]) -> dict[str, Any]:
@@ -73,11 +75,11 @@ def write_base(folder: Path, kind: str, config: Any, seed: int) -> None:
     write_student(folder, import_module(f"lit_reason.tasks.{kind}").words(config), seed=seed)
 
 
-def prepare(folder: Path, kind: str, settings: Mapping[str, Any], rows: int, held_out: int, seed: int) -> None:
-    """Problems in `folder/data`, unless those asked for are there already.
+def prepare(folder: Path, kind: str, settings: Mapping[str, Any], rows: int, held_out: int, seed: int = 0) -> None:
+    """Problems in a folder, unless those asked for are there already.
 
     Args:
-        folder: gets `data/` and `problems.json`, which says what lies there and is written last.
+        folder: gets the files, and `problems.json`, which says what they are and is written last.
         kind: one of `KINDS`.
         settings: what differs from the task's defaults.
         rows: problems to train on.
@@ -90,5 +92,5 @@ def prepare(folder: Path, kind: str, settings: Mapping[str, Any], rows: int, hel
     if note.is_file() and note.read_text(encoding="utf-8") == asked:
         return
     note.unlink(missing_ok=True)
-    write_data(folder / "data", kind, config, rows, held_out, seed)
+    write_data(folder, kind, config, rows, held_out, seed)
     note.write_text(asked, encoding="utf-8")

@@ -32,6 +32,7 @@ class SearchConfig:
         symbols: symbols a, b, c, ... that the prompt gives values to.
         values: a symbol's value is one of 0 to `values - 1`.
         misses_min: fewest pairs tried in vain before the hit.
+        misses_max: most pairs tried in vain; None: all but the last pair.
         shuffle: show the symbols in random order, which is the order of the search; else in alphabetical order, so
             that the search itself need not be read from the prompt and small students learn it sooner.
     """
@@ -39,13 +40,15 @@ class SearchConfig:
     symbols: int = 6
     values: int = 10
     misses_min: int = 4
+    misses_max: int | None = None
     shuffle: bool = True
 
     def __post_init__(self) -> None:
         pairs = self.symbols * (self.symbols - 1) // 2
-        if not 2 <= self.symbols <= 26 or self.values < 2 or not 0 <= self.misses_min < pairs:
+        most = pairs - 1 if self.misses_max is None else self.misses_max
+        if not 2 <= self.symbols <= 26 or self.values < 2 or not 0 <= self.misses_min <= most < pairs:
             raise UserError(
-                f"search: symbols {self.symbols}, values {self.values}, misses_min {self.misses_min}: "
+                f"search: symbols {self.symbols}, values {self.values}, misses {self.misses_min} to {most}: "
                 "2 to 26 symbols, at least 2 values, and fewer misses than pairs are needed"
             )
 
@@ -55,9 +58,15 @@ class SearchConfig:
         return "abcdefghijklmnopqrstuvwxyz"[: self.symbols]
 
     @property
+    def hits(self) -> range:
+        """Numbers of the pairs, in search order, that may hit."""
+        pairs = self.symbols * (self.symbols - 1) // 2
+        return range(self.misses_min, pairs if self.misses_max is None else self.misses_max + 1)
+
+    @property
     def chance(self) -> float:
         """Accuracy of guessing one of the pairs that may hit."""
-        return 1 / (self.symbols * (self.symbols - 1) // 2 - self.misses_min)
+        return 1 / len(self.hits)
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ def draw(config: SearchConfig, rng: random.Random, *, held_out: bool) -> SearchP
         held_out: draw from the assignments that training never sees, or from the others.
     """
     pairs = list(combinations(range(config.symbols), 2))
-    wanted = rng.randrange(config.misses_min, len(pairs))
+    wanted = rng.choice(config.hits)
     while True:
         values = tuple(rng.randrange(config.values) for _ in range(config.symbols))
         if is_held_out(values) != held_out:
@@ -169,7 +178,23 @@ def words(config: SearchConfig) -> list[str]:
     numbers = [f" {v}" for v in range(2 * config.values - 1)]
     pairs = [s + str(v) for s in symbols for v in range(config.values)]
     targets = [f" target{v}" for v in range(2 * config.values - 1)]
-    return ["\n\n", ".", "given", "is", "so", *CUES, *targets, " want", " no", " yes", " +", " =", *symbols, *numbers, *pairs]
+    return [
+        "\n\n",
+        ".",
+        "given",
+        "is",
+        "so",
+        *CUES,
+        *targets,
+        " want",
+        " no",
+        " yes",
+        " +",
+        " =",
+        *symbols,
+        *numbers,
+        *pairs,
+    ]
 
 
 def check(text: str, answer: str | None, metadata: dict[str, Any]) -> bool:

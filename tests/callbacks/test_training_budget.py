@@ -30,9 +30,7 @@ EPOCH = {"trainer__max_steps": None, "trainer__max_epochs": 1}
 @pytest.mark.parametrize("strategy", ["full", "epic"])
 @pytest.mark.parametrize("budget", [700, 2600])  # within the first of five steps an epoch, and over several epochs
 def test_a_number_of_trained_tokens_is_met_to_within_half_a_step(folder, tmp_path, strategy, budget):
-    totals, cli = trained(
-        folder, tmp_path, TrainingBudget(budget), data__condense__strategy=strategy, **EPOCH
-    )
+    totals, cli = trained(folder, tmp_path, TrainingBudget(budget), data__condense__strategy=strategy, **EPOCH)
     counts = np.sort(cli.datamodule.stores["train"].trained_counts)
     largest = counts[-8:].sum()  # trained tokens of the largest step there can be
     assert abs(totals.trained_tokens - budget) <= largest / 2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_run import arguments, write_model, write_traces
+from tiny_run import write_model, write_traces
 
 from lit_reason.cli import tournament, tournament_cell
 from lit_reason.cli.door import main as door
@@ -30,20 +30,37 @@ def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("study")
     write_model(made / "model")
     write_traces(made / "traces.jsonl", rows=40)
-    recipe: dict = {}
-    for option in arguments(made, made, trainer__max_steps=None, trainer__max_epochs=1, trainer__logger__save_dir=None):
-        name, _, value = option[2:].partition("=")
-        place = recipe
-        *path, last = name.split(".")
-        for key in path:
-            inner = place.setdefault(key, {})
-            place = place[key] = inner if isinstance(inner, dict) else {"class_path": inner, "init_args": {}}
-            place = place.setdefault("init_args", {}) if "class_path" in place else place
-        place[last] = yaml.safe_load(value)
-    recipe["trainer"] |= {"callbacks": CALLBACKS, "enable_checkpointing": False, "logger": False}
+    recipe = {
+        "seed_everything": 0,
+        "model": {
+            "class_path": "SFTRegime",
+            "init_args": {
+                "lm": {"path": str(made / "model")},
+                "optim": {"lr": 3e-3, "schedule": "constant"},
+            },
+        },
+        "data": {
+            "class_path": "TraceData",
+            "init_args": {
+                "train_file": str(made / "traces.jsonl"),
+                "predict_file": str(made / "traces.jsonl"),
+                "condense": {"min_tokens": 0, "min_chars": 1},
+                "batch_rows": 8,
+                "max_length": 128,
+            },
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "max_epochs": 1,
+            "log_every_n_steps": 1,
+            "enable_checkpointing": False,
+            "callbacks": CALLBACKS,
+        },
+    }
     (made / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     study = {
         "recipe": str(made / "recipe.yaml"),
+        "reference": "full",
         "arms": {
             "full": {},
             "epic": {"options": {"data.condense.strategy": "epic"}},
@@ -84,7 +101,9 @@ def test_every_run_is_there_once(outcome):
 def test_equal_tokens_are_equal_to_within_half_a_step(outcome):
     cells = {(c["budget"], c["arm"], c["seed"]): c for c in outcome[1]["cells"]}
     for seed in (0, 1):
-        reference, epochs, tokens = (cells[b, a, seed] for b, a in (("epochs", "full"), ("epochs", "epic"), ("tokens", "epic")))
+        reference, epochs, tokens = (
+            cells[b, a, seed] for b, a in (("epochs", "full"), ("epochs", "epic"), ("tokens", "epic"))
+        )
         assert epochs["trained_tokens"] < 0.8 * reference["trained_tokens"]
         largest_step = 8 * 40
         assert abs(tokens["trained_tokens"] - reference["trained_tokens"]) <= largest_step / 2
@@ -104,7 +123,9 @@ def test_a_stage_starts_from_what_the_one_before_left(outcome):
 
 def test_the_runs_are_those_of_fit_with_the_same_options(folder, outcome, tmp_path):
     options = ["--seed_everything=1", "--data.seed=1", "--data.condense.strategy=epic"]
-    logger = f"--trainer.logger={{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {tmp_path}}}}}"
+    logger = (
+        f"--trainer.logger={{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {tmp_path}}}}}"
+    )
     assert door(["fit", "--config", str(folder / "recipe.yaml"), *options, logger]) == 0
     alone = read_metrics(next(tmp_path.rglob("metrics.csv")))
     within = read_metrics(outcome[0] / "runs/task/epochs/epic/seed-1/metrics.csv")
@@ -185,7 +206,10 @@ def test_two_workers_train_the_same(folder, outcome, tmp_path):
         ({"arms": {"full": {"options": {"data.condense.strategy": "epik"}}}}, "epik"),
         ({"recipe": "nowhere.yaml"}, "nowhere"),
         ({"tasks": {"t": {"problems": {"kind": "chian", "rows": 8, "held_out": 2}}}}, "did you mean 'chain'"),
-        ({"tasks": {"t": {"problems": {"kind": "chain", "rows": 8, "held_out": 2, "settings": {"link": 2}}}}}, "'links'"),
+        (
+            {"tasks": {"t": {"problems": {"kind": "chain", "rows": 8, "held_out": 2, "settings": {"link": 2}}}}},
+            "'links'",
+        ),
     ],
 )
 def test_what_is_refused_before_anything_is_trained(folder, tmp_path, change, words, capsys):
@@ -203,7 +227,10 @@ def test_what_a_recipe_must_have(folder, tmp_path):
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     recipe["trainer"]["callbacks"] = CALLBACKS[1:2]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    study = yaml.safe_load((folder / "study.yaml").read_text()) | {"recipe": str(tmp_path / "recipe.yaml"), "seeds": [0]}
+    study = yaml.safe_load((folder / "study.yaml").read_text()) | {
+        "recipe": str(tmp_path / "recipe.yaml"),
+        "seeds": [0],
+    }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     with pytest.raises(UserError, match="HFExport"):
         tournament.check(tournament.load(tmp_path / "study.yaml"), tmp_path / "out")

@@ -91,9 +91,7 @@ def test_a_score_without_interval_or_cost(tmp_path):
 def test_text_and_markdown():
     lines = text(STUDY, rows(STUDY, RESULTS)).splitlines()
     assert lines[0] == "easy, equal epochs" and lines[1].split()[:3] == ["arm", "val/pass@1", "interval"]
-    assert lines[2].split() == (
-        "half 90.0 75.0 to 100.0 80.0 100.0 +10.0 850 0.45 7.5 0.45 1.5".split()
-    )
+    assert lines[2].split() == ("half 90.0 75.0 to 100.0 80.0 100.0 +10.0 850 0.45 7.5 0.45 1.5".split())
     assert lines[3].split() == "full 80.0 60.0 to 95.0 90.0 70.0 2,000 1.00 20.0 1.00 110".split()
     assert "| half | 50.0 | 40.0 to 60.0 | 50.0 | -20.0 | 3,001 | 1.00 | 27.0 | 0.90 |  |  |" in markdown(
         STUDY, rows(STUDY, RESULTS)

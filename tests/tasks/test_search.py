@@ -8,7 +8,10 @@ import pytest
 from lit_reason.errors import UserError
 from lit_reason.tasks import search
 
-CONFIGS = {"default": search.SearchConfig(), "small": search.SearchConfig(symbols=4, values=7, misses_min=0, shuffle=False)}
+CONFIGS = {
+    "default": search.SearchConfig(),
+    "small": search.SearchConfig(symbols=4, values=7, misses_min=0, shuffle=False),
+}
 
 
 @pytest.fixture(params=CONFIGS)
