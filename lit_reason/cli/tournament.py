@@ -92,11 +92,11 @@ def load(path: Path) -> Study:
 
     read_config(path)  # refuses what YAML lets through, with the line
     study = read_study(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-    return replace(study, recipe=str(locate(study.recipe)))
+    return replace(study, recipe=str(locate(study.recipe)), name=study.name or path.stem)
 
 
 def check(study: Study, out: Path) -> None:
-    """Check the options of every arm on every task.
+    """Check the options of every arm on its first task, and of every task with the reference.
 
     Args:
         study: the study.
@@ -114,9 +114,10 @@ def check(study: Study, out: Path) -> None:
             task_config(task.problems.kind, task.problems.settings)
     seen = set()
     for cell in cells(study):
-        if (cell.task, cell.arm) not in seen:
+        what = ("task", cell.task) if cell.arm == study.reference else ("arm", cell.arm)
+        if what not in seen:
             check_cell(study, cell, out)
-            seen.add((cell.task, cell.arm))
+            seen.add(what)
 
 
 def prepare(study: Study, out: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Strategy = Literal["full", "epic", "moving", "head", "tail", "middle", "random", "token", "truncate", "regenerate"]
+Strategy = Literal["full", "epic", "head", "tail", "middle", "random", "token", "truncate", "regenerate"]
 Segmenter = Literal["paragraph", "cue", "paragraph+cue", "regex", "presplit"]
 
 

@@ -30,6 +30,10 @@ class Bin:
 class RowStore(Protocol):
     """Rows by number."""
 
+    @property
+    def trained_counts(self) -> np.ndarray:
+        """`int64 [rows]` tokens of each row that carry loss."""
+
     def row(self, i: int) -> TokenRow:
         """Row `i`."""
 

@@ -77,7 +77,7 @@ def study_page(study: Study, results: Sequence[CellResult], table: Sequence[Row]
     parts = [_part(study, title, part) for title, part in sections(study, table)]
     figures = [*_by_task(study, table), *_by_place(study, table)]
     return ReportData(
-        "Study of " + Path(study.recipe).stem,
+        study.name or "Study",
         kicker=(
             f"{len(study.arms)} arms",
             f"{len(study.tasks)} tasks" if len(study.tasks) > 1 else next(iter(study.tasks)),
@@ -96,30 +96,32 @@ def _part(study: Study, title: str, part: Sequence[Row]) -> Section:
     grid: list[list[Any]] = []
     for row in part:
         line: list[Any] = list(cells_of(study, row))
-        if row.envelope is not None:
-            line[2] = Interval(row.score, *row.envelope)
-        grid.append(line)
+        if row.envelope is not None and _is_share(study):
+            line[1:3] = [Interval(row.score, *row.envelope), None]
+        grid.append([*line[:2], *line[3:]] if _is_share(study) else line)
+    if _is_share(study):
+        head = [*head[:2], *head[3:]]
     figures = [_cost_plot(study, title, part, "trained_tokens", "trained tokens")]
     figures.append(_cost_plot(study, title, part, "cpu_seconds", "CPU seconds of training"))
-    table = Table(head, grid, text_columns=3)
+    table = Table(head, grid, text_columns=2)
     return Section(title.capitalize(), tables=[table], figures=[figure for figure in figures if figure])
 
 
 def _cost_plot(study: Study, title: str, part: Sequence[Row], cost: str, label: str) -> Figure | None:
     """Score against cost: one dot an arm, with its interval as a band of no width."""
     curves = [
-        Curve(row.arm, [(row.costs[cost], row.score)], colour, markers=True, band=_whisker(row, row.costs[cost], part))
+        Curve(row.arm, [(row.costs[cost], row.score)], colour, markers=True, band=_whisker(row, cost, part))
         for row, colour in zip(part, _colours(), strict=False)
         if cost in row.costs
     ]
     return line_plot(f"{study.score} by {label}", curves, x_label=label, percent=_is_share(study), note=title)
 
 
-def _whisker(row: Row, at: float, part: Sequence[Row]) -> list[tuple[float, float, float]]:
+def _whisker(row: Row, cost: str, part: Sequence[Row]) -> list[tuple[float, float, float]]:
+    """The interval as a band a few pixels wide around the dot."""
     if row.envelope is None:
         return []
-    widest = max((other.costs.get("trained_tokens", 0.0) for other in part), default=1.0)
-    width = 0.004 * (widest if at > 1000 else max(at, 1.0))
+    at, width = row.costs[cost], 0.004 * max(other.costs.get(cost, 0.0) for other in part)
     return [(at - width, *row.envelope), (at + width, *row.envelope)]
 
 

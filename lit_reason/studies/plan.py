@@ -125,6 +125,7 @@ class Study:
         columns: further columns of the table: heading to metric. A metric of training (`train/...`) is the mean of
             its last five logged values, any other its last value.
         threads: torch's threads in each run; default: torch's own choice.
+        name: title of the page; default: the name of the file.
         axis: what `at` of the arms counts.
         task_axis: what `at` of the tasks counts.
     """
@@ -139,6 +140,7 @@ class Study:
     score: str = "val/pass@1"
     columns: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
+    name: str = ""
     axis: str = ""
     task_axis: str = ""
 

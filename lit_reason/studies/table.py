@@ -73,7 +73,7 @@ def _maybe(value: float | None, form: str) -> str:
 
 
 def sections(study: Study, table: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """The rows by task and budget, each part with its title.
+    """The rows by task and budget, each part with its title; without parts that hold the reference alone.
 
     Args:
         study: gives the order.
@@ -83,7 +83,7 @@ def sections(study: Study, table: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     for task in study.tasks:
         for budget in sorted(study.budgets):
             part = [row for row in table if (row.task, row.budget) == (task, budget)]
-            if part:
+            if any(row.arm != study.reference for row in part) or (part and len(study.arms) == 1):
                 found.append((f"{task}, equal {budget}", part))
     return found
 

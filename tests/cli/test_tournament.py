@@ -191,6 +191,7 @@ def test_killed_it_goes_on(folder, outcome, tmp_path, checkpoints):
     assert resumed.last("perf/total_trained_tokens") == whole.last("perf/total_trained_tokens")
 
 
+@pytest.mark.slow
 def test_two_workers_train_the_same(folder, outcome, tmp_path):
     study = yaml.safe_load((folder / "study.yaml").read_text()) | {"seeds": [0], "budgets": ["epochs"]}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))

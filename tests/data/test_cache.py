@@ -46,6 +46,7 @@ def test_rows_come_back_as_they_went_in(lengths, tmp_path_factory):
             np.testing.assert_array_equal(getattr(back, name), getattr(row, name))
             assert getattr(back, name).dtype == getattr(row, name).dtype
         assert store.weight_sums[i] == row.weight.sum(dtype=np.float64)
+        assert store.trained_counts[i] == (row.weight > 0).sum()
 
 
 def test_a_store_is_built_once(tmp_path):

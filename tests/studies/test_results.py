@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -84,7 +85,8 @@ def test_a_score_without_interval_or_cost(tmp_path):
     bare = CellResult("easy", "epochs", "full", 0, "k", {"val/pass@1": 0.5}, 10)
     (row,) = [r for r in rows(STUDY, [bare]) if r.budget == "epochs"]
     assert row.envelope is None and row.costs == {} == row.ratios
-    assert "50.0" in text(STUDY, [row])
+    assert "50.0" in markdown(STUDY, [row, replace(row, arm="half")])
+    assert text(STUDY, [row]) == ""  # the reference alone compares nothing
     assert rows(STUDY, [CellResult("easy", "epochs", "full", 0, "k", {"val/loss": 0.5}, 10)]) == []
 
 

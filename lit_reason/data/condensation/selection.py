@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 
-BY_THOUGHT: tuple[str, ...] = ("epic", "moving", "head", "tail", "middle", "random")
+BY_THOUGHT: tuple[str, ...] = ("epic", "head", "tail", "middle", "random")
 _DENOMINATOR = 1_000_000  # tau and rho are read as decimals of at most this precision
 
 
@@ -47,7 +47,7 @@ def least_kept(strategy: str, protect: int = 0) -> int:
         strategy: as from `edge_strategy`.
         protect: thoughts at the end that always stay; the strategy's own first thought stays beside them.
     """
-    return max(2 if strategy in ("epic", "moving") else 1, protect + (strategy != "tail" and protect > 0))
+    return max(2 if strategy == "epic" else 1, protect + (strategy != "tail" and protect > 0))
 
 
 def kept_count(total: int, tau: float | Fraction, least: int = 1) -> int:
@@ -87,16 +87,14 @@ def taking_order(total: int, strategy: str, *, rho: float = 0.5, seed: int = 0, 
         total: n, thoughts in the trace.
         strategy: one of `BY_THOUGHT`.
         rho: for `epic`, the share of the taken thoughts that comes from the end, at every k.
-        seed: for `random` and `moving`.
-        row_id: for `random` and `moving`: the draw depends on (seed, row id) alone.
+        seed: for `random`.
+        row_id: for `random`: the draw depends on (seed, row id) alone.
 
     Returns:
         A permutation of `range(total)`.
     """
     if strategy == "epic":
         order = list(_edges_order(total, rho))
-    elif strategy == "moving":
-        order = _moving_order(total, Fraction(int.from_bytes(_hash(f"{seed}\0{row_id}")[:4]), 2**32))
     elif strategy == "head":
         order = list(range(total))
     elif strategy == "tail":
@@ -126,20 +124,13 @@ def last_first(order: Sequence[int], protect: int) -> list[int]:
     return [*last, *(index for index in order if index not in last)]
 
 
-def _edges_order(total: int, rho: float | Fraction) -> Iterator[int]:
+def _edges_order(total: int, rho: float) -> Iterator[int]:
     above, below = exact(rho).as_integer_ratio()
     tail = 0
     for kept in range(1, total + 1):
         grown = above * kept // below  # as in edge_counts
         yield total - grown if grown > tail else kept - grown - 1
         tail = grown
-
-
-def _moving_order(total: int, place: Fraction) -> list[int]:
-    """First and last thought, then the others from both ends towards a place of their own in each row."""
-    if total < 3:
-        return list(range(total))
-    return [0, total - 1, *(1 + index for index in _edges_order(total - 2, place))]
 
 
 def _middle_order(total: int) -> Iterator[int]:

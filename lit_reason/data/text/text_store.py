@@ -41,6 +41,11 @@ class TextStore:
         # A worker process opens its own maps instead of receiving a copy of the data.
         return {**self.__dict__, "_maps": None}
 
+    @property
+    def trained_counts(self) -> np.ndarray:
+        """`int64 [rows]` tokens of each row that carry loss."""
+        return self.weight_sums.astype(np.int64)
+
     def row(self, i: int) -> TokenRow:
         """Row `i` as copies (safe to keep)."""
         if self._maps is None:

@@ -182,6 +182,7 @@ def test_what_is_stored_comes_back(tmp_path, tokenizer, vocabulary, kind):
         assert back.text_bytes == row.text_bytes
         assert back.weight.tolist() == [0, *[1] * (len(row.ids) - 1)]
         assert store.lengths[i] == len(row.ids) and store.weight_sums[i] == back.weight.sum()
+        assert store.trained_counts[i] == (back.weight > 0).sum()
 
 
 # ---- data module ----
