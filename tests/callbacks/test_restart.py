@@ -185,6 +185,14 @@ def test_a_layer_with_nan_keeps_its_factors_and_the_run_goes_on(folder, tmp_path
     assert any("1 of 14 layers keep their factors" in str(w.message) and "q_proj" in str(w.message) for w in recwarn)
 
 
+def test_a_refactorization_that_moves_the_loss_is_warned_about(folder, tmp_path, monkeypatch, recwarn):
+    losses = iter([1.0, 1.02, 1.0, 1.005])
+    monkeypatch.setattr("lit_reason.callbacks.restart._loss", lambda *_: next(losses))
+    train(folder, tmp_path)
+    jumps = [str(w.message) for w in recwarn if "moved the loss" in str(w.message)]
+    assert len(jumps) == 1 and f"at step {K} moved the loss by 0.02" in jumps[0]
+
+
 @pytest.mark.parametrize("batch_entries", [1, 2**24])
 def test_layers_are_independent_of_each_other_in_a_batch(folder, tmp_path, monkeypatch, batch_entries):
     monkeypatch.setattr(refactorization, "BATCH_ENTRIES", batch_entries)

@@ -164,7 +164,8 @@ def test_the_seed_decides_and_layers_differ():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_positions_come_from_a_loaded_state():
+def test_positions_come_from_a_loaded_state(monkeypatch):
+    monkeypatch.setattr("lit_reason.kernels.lowrank.BLOCK_ROWS", 4)  # several blocks, whose edges must be found anew
     one, other = tiny(lowrank=SPARSE), tiny(lowrank=SPARSE, seed=1)
     doc = documents(9)[0]
     with torch.no_grad():
