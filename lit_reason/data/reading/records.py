@@ -135,7 +135,11 @@ def _shortened(raw: Any) -> str:
 
 
 def read_records(
-    path: str | Path | Sequence[str | Path], quarantine: Quarantine, *, max_row_bytes: int = MAX_ROW_BYTES
+    path: str | Path | Sequence[str | Path],
+    quarantine: Quarantine,
+    *,
+    max_row_bytes: int = MAX_ROW_BYTES,
+    stream_hub: bool = False,
 ) -> Iterator[tuple[str, Record]]:
     """Streams the records of one or several sources, in order.
 
@@ -143,6 +147,7 @@ def read_records(
         path: a file, a pattern, a saved data set, a hub id, a comma-separated list of these, or a sequence.
         quarantine: takes the rows that are no objects, not JSON, not UTF-8 or too large.
         max_row_bytes: a larger row is bad; it is skipped without being held in memory.
+        stream_hub: fetch the rows of hub data sets as they are read, and not the whole split first.
 
     Returns:
         Pairs of row name and record. The name is `<file name>:<line or index from 1>`; where two sources
@@ -158,7 +163,7 @@ def read_records(
         raise UserError("no data: the list of files is empty")
     names = [Path(source).name for source in sources]
     labels = [source if names.count(name) > 1 else name for source, name in zip(sources, names, strict=True)]
-    readers = [_reader(source, label, max_row_bytes) for source, label in zip(sources, labels, strict=True)]
+    readers = [_reader(source, label, max_row_bytes, stream_hub) for source, label in zip(sources, labels, strict=True)]
 
     def stream() -> Iterator[tuple[str, Record]]:
         for source, rows in zip(sources, readers, strict=True):
@@ -191,7 +196,7 @@ def _expand(given: str) -> list[str]:
 _Rows = Callable[[Quarantine], Iterator[tuple[str, Record]]]
 
 
-def _reader(source: str, label: str, limit: int) -> _Rows:
+def _reader(source: str, label: str, limit: int, stream_hub: bool) -> _Rows:
     """The function that streams one source; raises at once where there is no such source."""
     folder, _, split = source.rpartition(":")
     if os.path.isdir(source):
@@ -201,7 +206,7 @@ def _reader(source: str, label: str, limit: int) -> _Rows:
     hub = hub_id(source)
     # A typing error in a local path must not become a question to the hub.
     if hub is not None and not os.path.exists(source) and not os.path.isdir(os.path.dirname(source)):
-        return _fixed(hub.rows(label))
+        return _fixed(hub.rows(label, stream_hub))
     _check_file(Path(source))
     return lambda quarantine: _file_rows(Path(source), label, quarantine, limit)
 

@@ -35,11 +35,12 @@ class HubId:
     config: str | None
     split: str
 
-    def rows(self, label: str) -> Iterator[tuple[str, Record]]:
-        """Downloads the split (once; it is memory-mapped afterwards) and streams its rows.
+    def rows(self, label: str, streaming: bool = False) -> Iterator[tuple[str, Record]]:
+        """Streams the split's rows.
 
         Args:
             label: what the row names start with.
+            streaming: fetch rows as they are read; otherwise the split is downloaded whole, once, and memory-mapped.
 
         Returns:
             Pairs of row name and record.
@@ -49,7 +50,8 @@ class HubId:
         """
         datasets = _datasets(f"the hub data set {self.name}")
         try:
-            table = datasets.load_dataset(self.name, self.config, split=self.split)
+            how = {"streaming": True} if streaming else {}
+            table = datasets.load_dataset(self.name, self.config, split=self.split, **how)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot load the hub data set {self.name} (split {self.split}): {error}") from error
         return _dataset_rows(table, label)

@@ -30,7 +30,8 @@ def read_documents(paths: Sequence[str], field: str, quarantine: Quarantine) -> 
         UserError: a file cannot be read, or the very first row has no such field.
     """
     first = True
-    for name, record in _joined(read_records(paths, quarantine, max_row_bytes=MAX_DOCUMENT_BYTES)):
+    records = read_records(paths, quarantine, max_row_bytes=MAX_DOCUMENT_BYTES, stream_hub=True)
+    for name, record in _joined(records):
         try:
             text = text_at(record, field)
         except RowError as error:

@@ -80,6 +80,19 @@ def test_a_long_plain_text_file_is_cut_at_blank_lines(tmp_path, monkeypatch):
     assert found == ["abcdefgh\n\nabcdefgh", "abcdefgh\n\nabcdefgh", "abcdefgh"]
 
 
+def test_hub_data_sets_are_fetched_as_they_are_read(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    fetched = []
+
+    def load(name, config, *, split, streaming):
+        assert (name, config, split, streaming) == ("user/name", "en", "train", True)
+        return ({"text": fetched.append(i) or f"document {i}"} for i in range(1000))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    stream = read_documents(["user/name/en"], "text", Quarantine(None, 0))
+    assert next(stream) == ("en:1", "document 0") and len(fetched) <= 2
+
+
 def test_a_broken_xz_file_is_refused(tmp_path, tokenizer):
     whole = lzma.compress("".join(json.dumps({"text": t}) + "\n" for t in TEXTS * 50).encode())
     (tmp_path / "a.jsonl.xz").write_bytes(whole[: len(whole) // 2])
