@@ -23,12 +23,16 @@ TORCHRUN = """\
 #!/usr/bin/env bash
 # {nodes} machines with {gpus} processes each. On every machine, with its own number from 0 to {last}:
 #   MASTER=address-of-machine-0 NODE=number bash {script}
+# ADDRESS says under which address the others reach this machine, where its host name does not.
+# When a process dies, all of them start again and go on from the newest checkpoint, up to three times.
 set -euo pipefail
 : "${{MASTER:?set it to the address of machine 0}}" "${{NODE:?set it to the number of this machine, 0 to {last}}}"
 export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"
-exec torchrun --nnodes {nodes} --nproc-per-node {gpus} --node-rank "$NODE" \\
-  --master-addr "$MASTER" --master-port "${{PORT:-29500}}" \\
-  -m lit_reason {command}
+host=0
+if [ "$NODE" = 0 ]; then host=1; fi
+exec torchrun --nnodes {nodes} --nproc-per-node {gpus} --max-restarts 3 \\
+  --rdzv-backend c10d --rdzv-endpoint "$MASTER:${{PORT:-29500}}" --rdzv-id {name} --rdzv-conf "is_host=$host" \\
+  ${{ADDRESS:+--local-addr "$ADDRESS"}} -m lit_reason {command}
 """
 
 SLURM = """\
@@ -88,7 +92,7 @@ def script(
         gpus=gpus,
         last=nodes - 1,
         script=shlex.quote(name),
-        name=Path(name).stem,
+        name=shlex.quote(Path(name).stem),
         time=time,
         command=shlex.join([*words, *more]),
     )

@@ -38,11 +38,15 @@ def test_torchrun_starts_fit_with_this_machines_number(tmp_path, recipe, capsys)
     text = script(capsys, recipe, "--nodes", 3, "--gpus", 2, "--scheduler", "torchrun", "--model.optim.lr", "1e-4")
     words, code, _ = run(tmp_path, text, MASTER="ten", NODE="2")
     assert code == 0 and words["torchrun"] == [
-        *["--nnodes", "3", "--nproc-per-node", "2", "--node-rank", "2", "--master-addr", "ten"],
-        *["--master-port", "29500", "-m", "lit_reason", "fit", "--config", str(recipe)],
+        *["--nnodes", "3", "--nproc-per-node", "2", "--max-restarts", "3", "--rdzv-backend", "c10d"],
+        *["--rdzv-endpoint", "ten:29500", "--rdzv-id", "run", "--rdzv-conf", "is_host=0"],
+        *["-m", "lit_reason", "fit", "--config", str(recipe)],
         *["--trainer.num_nodes", "3", "--trainer.devices", "2", "--trainer.strategy", "fsdp2", "--resume", "auto"],
         *["--model.optim.lr", "1e-4"],
     ]
+    words, _, _ = run(tmp_path, text, MASTER="ten", NODE="0", ADDRESS="10.0.0.7", PORT="5")
+    told = " ".join(words["torchrun"])
+    assert "--rdzv-endpoint ten:5" in told and "--rdzv-conf is_host=1 --local-addr 10.0.0.7 -m lit_reason" in told
     _, code, said = run(tmp_path, text, MASTER="ten")
     assert code != 0 and "number of this machine, 0 to 2" in said
 
