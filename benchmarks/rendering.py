@@ -1,11 +1,12 @@
-"""Render every row of some files with a model's own template, and count what is wrong.
+"""Look at every row of some files under the X-ray, with a model's own template or another: what is wrong, how fast.
 
-python -m benchmarks.rendering FILE ... --model FOLDER
+python -m benchmarks.rendering FILE ... --model FOLDER [--chat-template FILE --name NAME]
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,17 @@ def examine_file(path: str, tokenizer: Any) -> dict[str, Any]:
     """
     data = TraceData(train_file=path, max_length=2048)
     data.tokenizer = tokenizer
+    start, start_cpu = time.perf_counter(), time.process_time()
     scan = Scan(data, "train")
     for _ in tqdm(scan, desc=Path(path).name, unit=" rows"):
         pass
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
     tally = scan.tally
     return {
         "records": tally.records,
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu_seconds, 2),
+        "records_per_cpu_second": round((tally.records + scan.unusable.total) / cpu_seconds, 1),
         "rows_to_train_on": tally.rows,
         "longer_than_2048": tally.over,
         "tokens": {n: int(c) for n, c in zip(SEGMENT_NAMES, tally.tokens, strict=True) if c},
@@ -50,11 +56,17 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+")
     parser.add_argument("--model", required=True)
+    parser.add_argument("--chat-template")
+    parser.add_argument("--name", default="rendering")
     options = parser.parse_args()
-    tokenizer = load_tokenizer(ModelConfig(path=options.model))
+    tokenizer = load_tokenizer(ModelConfig(path=options.model, chat_template=options.chat_template))
     result = {Path(f).name: examine_file(f, tokenizer) for f in options.files}
     for name, facts in result.items():
         print(name, {k: v for k, v in facts.items() if k not in ("notes", "first_findings")})
     names = " ".join(Path(f).name for f in options.files)
     model = Path(options.model).name
-    print(record("rendering", result, command=f"python -m benchmarks.rendering {names} --model {model}"))
+    command = f"python -m benchmarks.rendering {names} --model {model}"
+    if options.chat_template:
+        command += f" --chat-template {options.chat_template} --name {options.name}"
+    busy = "other programs ran on the machine: compare records_per_cpu_second, not seconds"
+    print(record(options.name, result, [busy], command))

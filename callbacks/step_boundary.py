@@ -57,12 +57,20 @@ class StepBoundary(Callback):
         self._in_step = False
         self._failed = False
         self._loaded: dict[str, Any] | None = None
+        self._steps = 0  # the number that loggers give to the next step
+        self._resumed_at: int | None = None
 
     # ---- the end of a step ---------------------------------------------------------------------------------
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """From here to the end of the batch, weights may be half updated."""
         self._in_step = True
+
+    def on_train_batch_start(self, trainer: Any, pl_module: LightningModule, *_: Any) -> None:
+        """Number the first step after a resume; Lightning is one ahead after a checkpoint of an epoch's end."""
+        if self._resumed_at is not None:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = self._resumed_at
+            self._resumed_at = None
 
     def on_train_batch_end(self, trainer: Any, pl_module: LightningModule, *_: Any) -> None:
         """Note the moment, once the step's figures are in `metrics.csv`."""
@@ -73,7 +81,7 @@ class StepBoundary(Callback):
             figures = {name: float(value) for name, value in connector.metrics["log"].items()}
             if figures:
                 logger.log_early({"epoch": trainer.current_epoch, **figures}, loop._batches_that_stepped)
-        self._in_step = False
+        self._in_step, self._steps = False, loop._batches_that_stepped + 1
         self._moment = self._now(trainer, pl_module, loop._should_check_val_fx(trainer.fit_loop._data_fetcher))
 
     def on_validation_end(self, trainer: Any, pl_module: LightningModule) -> None:
@@ -128,6 +136,7 @@ class StepBoundary(Callback):
         checkpoint["step_boundary"] = {
             "meters": from_all_ranks(moment.meter),
             "rows": moment.rows,
+            "steps": self._steps,
             "validation_due": moment.validation_due,
             "folder": str(run_folder(trainer)),
         }
@@ -152,8 +161,10 @@ class StepBoundary(Callback):
             loop._combined_loader_states_to_load = []
             iter(loop._data_fetcher)
         loaded, self._loaded = self._loaded, None
+        self._steps = loop.epoch_loop._batches_that_stepped
         if loaded is None:
             return
+        self._steps = self._resumed_at = loaded["steps"]
         if len(loaded["meters"]) == trainer.world_size:
             for name, value in loaded["meters"][trainer.global_rank].items():
                 setattr(pl_module.train_meter, name, value.to(pl_module.device))

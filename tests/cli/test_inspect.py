@@ -14,6 +14,7 @@ from lit_reason.cli import inspect_text
 from lit_reason.cli.door import main as door
 from lit_reason.cli.inspect_text import Screen, printable, wants_colour
 from lit_reason.core.trainer import ReasonTrainer
+from lit_reason.data.inspection.xray import KINDS
 
 RECIPE = """\
 vars: {tau: 0.5}
@@ -122,6 +123,52 @@ def test_bad_rows_are_named(inspect, folder):
     assert err.startswith("lit-reason: rows: 2 with findings, such as bad.jsonl:2: the answer does not follow")
     assert "findings in 2 of 6 records" in out and "bad.jsonl:5: the reference is '19'" in out
     assert [n for n in range(1, 7) if f"bad.jsonl:{n}, " in out] == [1, 2]
+
+
+WRITTEN = "m.content"
+GENERATION = "{{ '<assistant> ' }}"
+TEMPLATES = {  # defect: what of the sound template is written otherwise
+    "think_doubled": (WRITTEN, "'<think> wait </think> ' + m.content"),
+    "think_emptied": (WRITTEN, "('<think> </think>' + m.content.split('</think>')[-1])"),
+    "think_dropped": (WRITTEN, "m.content.split('</think>')[-1]"),
+    "end_untrained": ("' <end> '", "' . '"),
+    "prompt_differs": (GENERATION, "{{ '<assistant> the ' }}"),
+}
+
+
+@pytest.mark.parametrize("defect", TEMPLATES)
+def test_each_defect_of_a_template_ends_with_2_and_names_the_row(inspect, folder, defect):
+    old, new = TEMPLATES[defect]
+    assert old in TEMPLATE
+    (folder / f"{defect}.jinja").write_text(TEMPLATE.replace(old, new))
+    code, out, err = inspect("traces.jsonl", "--model", "model", "--chat-template", f"{defect}.jinja")
+    assert code == 2 and f"traces.jsonl:1: {KINDS[defect]}" in err
+    assert f"12 x {KINDS[defect]}" in out
+    recipe = ("--config", "recipe.yaml", "--model.lm.chat_template", f"{defect}.jinja", "--rows", 0)
+    code, _, err = inspect(*recipe)
+    assert code == 2 and f"traces.jsonl:1: {KINDS[defect]}" in err
+
+
+ROWS = {  # defect: number of the row at fault, and options
+    "empty_mask": (3, ()),
+    "end_untrained": (1, ("--data.render.weights.end", 0)),
+    "answer_lost": (5, ()),
+}
+
+
+@pytest.mark.parametrize("defect", ROWS)
+def test_each_defect_of_a_row_ends_with_2_and_names_it(inspect, folder, defect):
+    number, options = ROWS[defect]
+    rng = random.Random(4)
+    rows = [trace_record(rng) for _ in range(6)]
+    if defect == "empty_mask":
+        rows[2]["messages"][1]["weight"] = 0
+    if defect == "answer_lost":
+        rows[4]["answer"] = "19"
+    (folder / f"{defect}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, err = inspect(f"{defect}.jsonl", "--config", "recipe.yaml", *options)
+    assert code == 2 and f"{defect}.jsonl:{number}: {KINDS[defect]}" in err
+    assert f"{6 if options else 1} x {KINDS[defect]}" in out
 
 
 def test_a_template_with_a_defect(inspect, folder):

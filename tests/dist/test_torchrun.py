@@ -97,6 +97,7 @@ def test_torchrun_starts_all_again_when_a_worker_is_killed(folder, expected, tmp
         text=True,
         timeout=600,
     )
+    (run / "stderr.txt").write_text(done.stderr)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (run / "died").exists() and "going on from" in done.stderr and "step 4" in done.stderr
     assert_ended_as(run, expected(strategy))
