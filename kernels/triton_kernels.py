@@ -23,6 +23,7 @@ except ImportError as error:
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1.7014117331926443e38)  # half of float32's lowest, as in `row_passes`
+FAR = tl.constexpr(-1e30)  # a distance whose exponential is 0 at every temperature
 NO_CHANCE = tl.constexpr(-1e4)
 MINUS_INF = tl.constexpr(-math.inf)
 
@@ -37,23 +38,23 @@ def _load(pointer, columns, V, other, TAIL: tl.constexpr):
 
 
 @triton.jit
-def _z(source, columns, V, TAIL: tl.constexpr):
-    """z of some columns, and dz/dlogit apart from `scale`. Columns behind the end are at -inf.
+def _capped(source, columns, V, TAIL: tl.constexpr):
+    """cap(logits + bias) of some columns, and the slope of the cap. Columns behind the end are at -inf.
 
     A column at -inf stays there, and has slope 0 under a cap.
     """
-    logits, bias, softcap, scale = source
-    x = _load(logits, columns, V, MINUS_INF, TAIL)
+    logits, bias, softcap, _ = source
+    a = _load(logits, columns, V, MINUS_INF, TAIL)
     if bias is not None:
-        x += _load(bias, columns, V, 0.0, TAIL)
+        a += _load(bias, columns, V, 0.0, TAIL)
     slope = 1.0
     if softcap is not None:
-        t = tl.exp2(tl.abs(x) * (-2.0 * LOG2E / softcap))  # tanh |a| = (1 - t) / (1 + t) with t = exp(-2 |a|)
+        t = tl.exp2(tl.abs(a) * (-2.0 * LOG2E / softcap))  # tanh |x| = (1 - t) / (1 + t) with t = exp(-2 |x|)
         slope = 4.0 * t / ((1.0 + t) * (1.0 + t))
-        capped = softcap * ((1.0 - t) / (1.0 + t))
-        capped = tl.where(x < 0.0, -capped, capped)
-        x = tl.where(x == MINUS_INF, x, capped)
-    return x * scale, slope
+        bounded = softcap * ((1.0 - t) / (1.0 + t))
+        bounded = tl.where(a < 0.0, -bounded, bounded)
+        a = tl.where(a == MINUS_INF, a, bounded)
+    return a, slope
 
 
 @triton.jit
@@ -62,9 +63,9 @@ def _columns(start, LANES: tl.constexpr, PER: tl.constexpr):
 
 
 @triton.jit
-def _finite(z):
+def _finite(a):
     """A masked column becomes a number whose exponential is 0: no inf - inf and no 0 * inf after it. NaN stays."""
-    return tl.where(z < LOWEST, LOWEST, z)
+    return tl.where(a < LOWEST, LOWEST, a)
 
 
 @triton.jit
@@ -73,38 +74,43 @@ def _not_negative(x):
 
 
 @triton.jit
-def _decay(old, new):
+def _decay(old, new, scale):
     """How far a running maximum rose, kept finite, and the factor that makes older exponentials relative to it."""
-    rise = tl.maximum(old - new, NO_CHANCE)
-    return rise, tl.exp2(rise * LOG2E)
+    rise = tl.maximum(old - new, FAR)
+    return rise, tl.exp2(rise * (scale * LOG2E))
 
 
 @triton.jit
-def _grow(top, z, columns, V, TAIL: tl.constexpr):
-    """New running maximum of the lanes, z relative to it, and the exponential of that."""
-    z = _finite(z)
-    top = tl.maximum(top, tl.max(z, axis=1))
-    below = z - top[:, None]
-    e = tl.exp2(below * LOG2E)
+def _grow(top, source, columns, V, TAIL: tl.constexpr):
+    """Largest of each lane in one block, new running maximum, `capped` relative to it, exponential of that in z."""
+    a, _ = _capped(source, columns, V, TAIL)
+    a = _finite(a)
+    largest = tl.max(a, axis=1)
+    top = tl.maximum(top, largest)
+    below = a - top[:, None]
+    e = tl.exp2(below * (source[3] * LOG2E))
     if TAIL:
         e = tl.where(columns < V, e, 0.0)
-    return top, below, e
+    return largest, top, below, e
 
 
 # ---------------------------------------------------------------- statistics of rows and their gradient
 
 
 @triton.jit
-def _absorb(state, source, columns, V, target, z_target, TAIL: tl.constexpr):
-    """Take one block into what each lane knows: maximum, sum of e, sum of e (z - maximum), is the target beaten."""
+def _absorb(state, source, start, V, target, a_target, LANES: tl.constexpr, PER: tl.constexpr, TAIL: tl.constexpr):
+    """Take one block into what each lane knows: maximum, sum of e, sum of e (a - maximum), is the target beaten.
+
+    A lane that holds a larger logit beats the target, and an equal one if all of the lane is before it.
+    """
     top, total, shifted, beaten = state
-    z, _ = _z(source, columns, V, TAIL)
-    new_top, below, e = _grow(top, z, columns, V, TAIL)
-    rise, keep = _decay(top, new_top)
+    largest, new_top, below, e = _grow(top, source, _columns(start, LANES, PER), V, TAIL)
+    rise, keep = _decay(top, new_top, source[3])
     shifted = keep * (shifted + rise * total) + tl.sum(e * below, axis=1)
     total = keep * total + tl.sum(e, axis=1)
-    beats = (z > z_target) | ((z == z_target) & (columns < target))
-    return new_top, total, shifted, beaten | tl.max(beats.to(tl.int32), axis=1)
+    before = start + (tl.arange(0, LANES) + 1) * PER <= target
+    beats = (largest > a_target) | ((largest == a_target) & before)
+    return new_top, total, shifted, beaten | beats.to(tl.int32)
 
 
 @triton.jit
@@ -126,28 +132,32 @@ def stats_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     source = (logits + row * row_stride, bias, softcap, scale)
-    target = tl.load(targets + row)
-    z_target, _ = _z(source, tl.maximum(target, 0), V, False)
+    target = tl.load(targets + row).to(tl.int32)
+    column = tl.maximum(target, 0)
+    a_target, _ = _capped(source, column, V, False)
+    a_target = _finite(a_target)
+    own = column // PER * PER + tl.arange(0, PER)  # the lane of the target: equal ones before it beat it, too
+    a_own, _ = _capped(source, own, V, True)
+    beaten_at_home = tl.max(((_finite(a_own) == a_target) & (own < column)).to(tl.int32), axis=0)
+
     zero = tl.zeros([LANES], tl.float32)
     state = (zero + LOWEST, zero, zero, tl.zeros([LANES], tl.int32))
     whole = V // (LANES * PER) * (LANES * PER)
     for start in range(0, whole, LANES * PER):
-        state = _absorb(state, source, _columns(start, LANES, PER), V, target, z_target, False)
-    state = _absorb(state, source, _columns(whole, LANES, PER), V, target, z_target, True)
+        state = _absorb(state, source, start, V, target, a_target, LANES, PER, False)
+    top, total, shifted, beaten = _absorb(state, source, whole, V, target, a_target, LANES, PER, True)
 
-    top, total, shifted, beaten = state
-    largest = tl.max(top, axis=0)
-    rise, keep = _decay(top, largest)
-    all_total = tl.sum(keep * total, axis=0)
-    log_sum = tl.log(all_total)
-    entropy = log_sum - tl.sum(keep * (shifted + rise * total), axis=0) / all_total
-    z_target = _finite(z_target)
-    at_target = tl.where(target < 0, 0.0, z_target)
-    tl.store(logp_out + row, (at_target - largest) - log_sum)
+    highest = tl.max(top, axis=0)
+    rise, keep = _decay(top, highest, scale)
+    row_total = tl.sum(keep * total, axis=0)
+    log_sum = tl.log(row_total)
+    entropy = log_sum - scale * (tl.sum(keep * (shifted + rise * total), axis=0) / row_total)
+    largest = _finite(scale * highest)
+    tl.store(logp_out + row, tl.where(target < 0, -largest, scale * (a_target - highest)) - log_sum)
     tl.store(entropy_out + row, _not_negative(entropy))
     tl.store(largest_out + row, largest)
     tl.store(log_sum_out + row, log_sum)
-    tl.store(hit_out + row, (target >= 0) & (z_target == largest) & (tl.max(beaten, axis=0) == 0))
+    tl.store(hit_out + row, (target >= 0) & ((tl.max(beaten, axis=0) | beaten_at_home) == 0))
 
 
 @triton.jit
@@ -163,8 +173,8 @@ def _store(logits, columns, gradient, V, TAIL: tl.constexpr):
 def _replace(source, columns, V, target, stats, g_logp, g_entropy, TAIL: tl.constexpr):
     """Overwrite one block of logits with their gradient; `g_entropy` is None where it is zero."""
     entropy, largest, log_sum = stats
-    z, slope = _z(source, columns, V, TAIL)
-    log_p = _finite(z) - largest - log_sum
+    a, slope = _capped(source, columns, V, TAIL)
+    log_p = _finite(a * source[3]) - largest - log_sum
     factor = g_logp
     if g_entropy is not None:
         log_p = tl.where(log_p < NO_CHANCE, NO_CHANCE, log_p)
@@ -192,7 +202,7 @@ def grad_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     source = (logits + row * row_stride, bias, softcap, scale)
-    target = tl.load(targets + row)
+    target = tl.load(targets + row).to(tl.int32)
     stats = (tl.load(entropies + row), tl.load(largests + row), tl.load(log_sums + row))
     g_logp = tl.load(g_logps + row)
     g_entropy = None
@@ -211,18 +221,25 @@ def grad_kernel(
 def _accumulate(state, source, columns, V, TAIL: tl.constexpr):
     """Take one block into the running maximum and sum of exponentials of the lanes."""
     top, total = state
-    z, _ = _z(source, columns, V, TAIL)
-    new_top, _, e = _grow(top, z, columns, V, TAIL)
-    _, keep = _decay(top, new_top)
+    _, new_top, _, e = _grow(top, source, columns, V, TAIL)
+    _, keep = _decay(top, new_top, source[3])
     return new_top, keep * total + tl.sum(e, axis=1)
 
 
 @triton.jit
-def _log_partition(state):
+def _log_partition(state, scale):
     top, total = state
-    largest = tl.max(top, axis=0)
-    _, keep = _decay(top, largest)
-    return largest + tl.log(tl.sum(keep * total, axis=0))
+    highest = tl.max(top, axis=0)
+    _, keep = _decay(top, highest, scale)
+    return _finite(scale * highest) + tl.log(tl.sum(keep * total, axis=0))
+
+
+@triton.jit
+def _log_probabilities(student, teacher, lse_s, lse_t, columns, V, TAIL: tl.constexpr):
+    """Of the student and of the teacher, and the slope of the student's cap."""
+    s, slope = _capped(student, columns, V, TAIL)
+    t, _ = _capped(teacher, columns, V, TAIL)
+    return s * student[3] - lse_s, t * teacher[3] - lse_t, slope
 
 
 @triton.jit
@@ -243,9 +260,7 @@ def _share(log_p, log_other):
 def _compare(sums, student, teacher, lse_s, lse_t, mix, columns, V, KIND: tl.constexpr, TAIL: tl.constexpr):
     """Add one block to the lanes' sums for the student's and the teacher's KL."""
     of_student, of_teacher = sums
-    s, _ = _z(student, columns, V, TAIL)
-    t, _ = _z(teacher, columns, V, TAIL)
-    log_p, log_q = s - lse_s, t - lse_t
+    log_p, log_q, _ = _log_probabilities(student, teacher, lse_s, lse_t, columns, V, TAIL)
     if KIND == "fkl":
         of_teacher += tl.sum(_share(log_q, log_p), axis=1)
     elif KIND == "rkl":
@@ -294,8 +309,8 @@ def divergence_kernel(
         of_s = _accumulate(of_s, student, columns, V, False)
         of_t = _accumulate(of_t, teacher, columns, V, False)
     tail = _columns(whole, LANES, PER)
-    lse_s = _log_partition(_accumulate(of_s, student, tail, V, True))
-    lse_t = _log_partition(_accumulate(of_t, teacher, tail, V, True))
+    lse_s = _log_partition(_accumulate(of_s, student, tail, V, True), scale_s)
+    lse_t = _log_partition(_accumulate(of_t, teacher, tail, V, True), scale_t)
 
     sums = (zero, zero)
     for start in range(0, whole, LANES * PER):
@@ -318,9 +333,7 @@ def divergence_kernel(
 @triton.jit
 def _pull(student, teacher, lse_s, lse_t, inner, g, mix, columns, V, KIND: tl.constexpr, TAIL: tl.constexpr):
     """Overwrite one block of the student's logits with the gradient of the divergence."""
-    s, slope = _z(student, columns, V, TAIL)
-    t, _ = _z(teacher, columns, V, TAIL)
-    log_p, log_q = s - lse_s, t - lse_t
+    log_p, log_q, slope = _log_probabilities(student, teacher, lse_s, lse_t, columns, V, TAIL)
     p = tl.exp2(log_p * LOG2E)
     if KIND == "fkl":
         dz = p - tl.exp2(log_q * LOG2E)
