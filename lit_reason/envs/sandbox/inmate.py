@@ -84,7 +84,7 @@ REFUSED = {
     ),
 }
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-LIMITS = json.loads(sys.argv[1])
+LIMITS: dict = {}  # what the jail allows, from the command line
 
 
 def lock() -> str:
@@ -136,6 +136,7 @@ def public(module: types.ModuleType) -> types.SimpleNamespace:
 
 def main() -> None:
     """Prepare, report for duty, run, answer."""
+    LIMITS.update(json.loads(sys.argv[1]))
     modules = {name: public(importlib.import_module(name)) for name in LIMITS["modules"]}
     # Imported now, while files can still be read: a traceback wants them.
     import linecache  # noqa: F401
@@ -177,4 +178,5 @@ def main() -> None:
     print(json.dumps({"output": printed.getvalue(), "error": error}), file=out, flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()
