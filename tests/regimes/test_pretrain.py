@@ -7,12 +7,16 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from lit_reason.cli import door
 from lit_reason.cli.reason_cli import build
+from lit_reason.cli.recipes import ROOT
 from lit_reason.core.metrics_log import read_metrics
 from lit_reason.core.run_folder import run_folder
+from lit_reason.models.config import LowRankConfig
+from lit_reason.models.lowrank import make_lowrank
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +132,18 @@ def test_other_optimizers_resume_bit_for_bit_without_running_code(corpus, tmp_pa
         assert torch.equal(a, b), name
     first = read_metrics(run_folder(whole.trainer) / "metrics.csv").points("train/loss")
     assert first[-1][1] < first[0][1]
+
+
+@pytest.mark.parametrize(
+    "size, full, factored",  # millions of parameters, as the literature's shapes and ranks give them
+    [("60m", 58.1, 42.8), ("130m", 134.1, 94.0), ("350m", 368.0, 185.2), ("1b", 1339.1, 609.3)],
+)
+def test_recipes_have_the_sizes_of_the_literature(size, full, factored):
+    for variant, wanted in (("full", full), ("lowrank-restarts", factored)):
+        recipe = yaml.safe_load((ROOT / f"pretrain/llama-{size}-{variant}.yaml").read_text())
+        lm = recipe["model"]["init_args"]["lm"]
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(LlamaConfig(**{**lm["config"], "vocab_size": 32000}))
+        if variant != "full":
+            make_lowrank(model, LowRankConfig(**lm["lowrank"]), from_weights=False)
+        assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(wanted, abs=0.05)
