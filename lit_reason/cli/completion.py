@@ -17,6 +17,7 @@ from lit_reason.cli.door import OTHER_VERBS, TRAINER_VERBS, VERBS
 from lit_reason.cli.recipes import find_recipes
 
 COMMON = ("--config", "--print_config", "--help", "--ckpt_path", "--seed_everything", "--model", "--data")
+LIKE_FIT = (*TRAINER_VERBS, "plan")  # verbs that take a recipe and its options
 SHELLS = ("bash", "zsh", "fish")
 
 BASH = r"""
@@ -54,7 +55,7 @@ autoload -U +X bashcompinit && bashcompinit
 def verb_options() -> dict[str, list[str]]:
     """Long options of each verb that has a parser of its own; none of them imports anything heavy for it."""
     found = {}
-    for verb in OTHER_VERBS.keys() - {"list", "show"}:
+    for verb in OTHER_VERBS.keys() - {"list", "show", *LIKE_FIT}:
         module = importlib.import_module(f"lit_reason.cli.{verb}")
         found[verb] = module.build_parser().options()
     found["inspect"].append("--split")  # with --config alone
@@ -102,7 +103,7 @@ def script(shell: str, options: Sequence[str] = COMMON) -> str:
     if shell == "fish":
         return _fish(recipes, options)
     cases = [f'    {verb}) options="{" ".join(names)}" ;;' for verb, names in verb_options().items()]
-    text = BASH.lstrip("\n").replace("@CASES@", "\n".join(cases)).replace("@TRAINER_VERBS@", "|".join(TRAINER_VERBS))
+    text = BASH.lstrip("\n").replace("@CASES@", "\n".join(cases)).replace("@TRAINER_VERBS@", "|".join(LIKE_FIT))
     for mark, words in (("VERBS", VERBS), ("RECIPES", recipes), ("SHELLS", SHELLS), ("OPTIONS", options)):
         text = text.replace(f"@{mark}@", " ".join(words))
     comment = f'# {shell} completion of lit-reason; to load it: eval "$(lit-reason completion {shell})"\n'
@@ -114,7 +115,7 @@ def _fish(recipes: Sequence[str], options: Sequence[str]) -> str:
     lines.append("complete -c lit-reason -n __fish_use_subcommand -f")
     for verb, purpose in VERBS.items():
         lines.append(f"complete -c lit-reason -n __fish_use_subcommand -f -a {verb} -d '{purpose}'")
-    names, runs = " ".join(recipes), " ".join(TRAINER_VERBS)
+    names, runs = " ".join(recipes), " ".join(LIKE_FIT)
     lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from show' -a '{names}'")
     lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from completion' -f -a '{' '.join(SHELLS)}'")
     lines.append("complete -c lit-reason -n '__fish_seen_subcommand_from new' -a regime")

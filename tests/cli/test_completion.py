@@ -26,7 +26,7 @@ def test_bash(tmp_path, monkeypatch):
     assert bash("lit-reason", "") == [*VERBS, "--help", "--version"]
     assert bash("lit-reason", "va") == ["validate"]
     assert bash("lit-reason", "fit", "--config", "") == [recipe.name for recipe in find_recipes()]
-    assert bash("lit-reason", "fit", "--con") == ["--config"]
+    assert bash("lit-reason", "fit", "--con") == bash("lit-reason", "plan", "--con") == ["--config"]
     assert bash("lit-reason", "doctor", "--f") == ["--full"]
     assert bash("lit-reason", "condense", "--ta") == ["--tau"]
     assert bash("lit-reason", "inspect", "--sp") == ["--split"]
