@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 import random
 
 import operators
@@ -12,22 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operators import BY_NAME, OPERATORS, Case, check, compare, inputs_of, ours, theirs
 
-BACKENDS = ["torch", "reference"] + ["triton"] * (os.environ.get("TRITON_INTERPRET") == "1")
 LOSSES = [operator for operator in OPERATORS if operator.name != "token_logprobs"]
 every = pytest.mark.parametrize("operator", OPERATORS, ids=[operator.name for operator in OPERATORS])
 
 
 @every
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["torch", "reference"])
 @pytest.mark.parametrize("temperature, softcap", [(1.0, None), (0.3, None), (2.0, 5.0)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_forward_and_backward(operator, dtype, temperature, softcap, backend):
-    if backend == "triton" and dtype == torch.float64:
-        pytest.skip("triton computes in float32")
     # Rounding is in proportion to the size of the logits, which a low temperature makes large.
     scale = min(1.0, temperature) * (0.25 if dtype == torch.bfloat16 else 1.0)
-    case = Case(dtype=dtype, temperature=temperature, softcap=softcap, scale=scale, backend=backend)
-    check(operator, case._replace(S=11) if backend == "triton" else case)
+    check(operator, Case(dtype=dtype, temperature=temperature, softcap=softcap, scale=scale, backend=backend))
 
 
 @every
