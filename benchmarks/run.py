@@ -8,6 +8,7 @@ import sys
 SCRIPTS = (
     "benchmarks.sft_training",  # C1
     "benchmarks.head_loss",  # C2
+    "benchmarks.head_family",
     "benchmarks.policy_update",  # C3
     "benchmarks.lowrank_step",  # C5
     "benchmarks.loop_overhead",  # C6
