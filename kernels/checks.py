@@ -70,16 +70,23 @@ class Checks:
         for name, tensor in others.items():
             self.need(tensor.device == hidden.device, name, f"on {tensor.device}", f"on {hidden.device} like the rows")
 
-    def per_row(self, S: int, **vectors: Tensor) -> None:
-        """Floating vectors with one entry a row.
+    def weights(self, hidden: Tensor, token_weight: Tensor) -> None:
+        """One finite weight a row.
 
         Args:
-            S: rows.
-            **vectors: by name.
+            hidden: rows.
+            token_weight: weight of each row.
         """
-        for name, vector in vectors.items():
-            self.need(vector.is_floating_point(), name, f"of dtype {vector.dtype}", "a floating-point tensor")
-            self.need(vector.shape == (S,), name, f"of shape {tuple(vector.shape)}", f"[{S}], one entry per row")
+        name, S, w = "token_weight_S", hidden.shape[0], token_weight
+        self.need(w.is_floating_point(), name, f"of dtype {w.dtype}", "a floating-point tensor")
+        self.need(w.shape == (S,), name, f"of shape {tuple(w.shape)}", f"[{S}], one entry per row")
+        self.same_device(hidden, token_weight_S=w)
+        fine = torch.isfinite(w)
+        if w.device.type == "cpu":
+            bad = int((~fine).sum())
+            self.need(not bad, name, f"NaN or infinite in {bad} of {S} rows", "finite")
+        elif w.device.type == "cuda":
+            torch._assert_async(fine.all(), f"{self.op}: {name} is NaN or infinite in some rows; it must be finite")
 
     def targets(self, hidden: Tensor, targets: Tensor) -> None:
         """Targets fit the rows; `target_values` looks at what they are.
@@ -115,25 +122,19 @@ class Checks:
         if not torch.compiler.is_compiling():
             self._range("index_S", index, hidden.shape[0])
 
-    def no_nan(self, **vectors: Tensor) -> None:
-        """No entry is NaN or infinite.
-
-        Args:
-            **vectors: by name.
-        """
-        for name, vector in vectors.items():
-            fine = torch.isfinite(vector).all()
-            if vector.device.type == "cpu":
-                bad = int((~torch.isfinite(vector)).sum()) if not fine else 0
-                self.need(not bad, name, f"NaN or infinite in {bad} of {vector.numel()} rows", "finite")
-            elif vector.device.type == "cuda":
-                torch._assert_async(fine, f"{self.op}: {name} is NaN or infinite in some rows; it must be finite")
-
-    def transform(self, temperature: float, **softcaps: float | None) -> None:
-        """Temperature and caps.
+    def settings(
+        self,
+        temperature: float,
+        chunk_rows: int | None,
+        logits_dtype: torch.dtype | None,
+        **softcaps: float | None,
+    ) -> None:
+        """Numbers that say how a head is computed.
 
         Args:
             temperature: divisor of the logits.
+            chunk_rows: rows of a chunk, or None.
+            logits_dtype: dtype of the logits, or None.
             **softcaps: bounds of the logits, or None, by argument name.
         """
         good = math.isfinite(temperature) and temperature > 0
@@ -141,14 +142,6 @@ class Checks:
         for name, softcap in softcaps.items():
             good = softcap is None or (math.isfinite(softcap) and softcap > 0)
             self.need(good, name, softcap, "None or positive")
-
-    def chunks(self, chunk_rows: int | None, logits_dtype: torch.dtype | None) -> None:
-        """How chunks are made.
-
-        Args:
-            chunk_rows: rows of a chunk, or None.
-            logits_dtype: dtype of the logits, or None.
-        """
         self.need(chunk_rows is None or chunk_rows >= 1, "chunk_rows", chunk_rows, "None or at least 1")
         self.need(logits_dtype in (None, torch.float32), "logits_dtype", logits_dtype, "None or torch.float32")
 

@@ -98,15 +98,12 @@ def linear_divergence(
     check.need(V_t == V, "weight_t_VD", f"a head of {V_t} tokens", f"one of {V}, like weight_s_VD")
     check.need(kind in KINDS, "kind", f"'{kind}'", ", ".join(KINDS) + did_you_mean(kind, KINDS))
     check.need(kind != "jsd" or 0 < beta < 1, "beta", beta, "between 0 and 1, both left out")
-    check.transform(temperature, softcap_s=softcap_s, softcap_t=softcap_t)
-    check.chunks(chunk_rows, logits_dtype)
+    check.settings(temperature, chunk_rows, logits_dtype, softcap_s=softcap_s, softcap_t=softcap_t)
     if index_S is not None:
         check.rows(index_S, hidden_s_SD)
         hidden_s_SD, hidden_t_SD = (h.index_select(0, index_S) for h in (hidden_s_SD, hidden_t_SD))
         S = index_S.shape[0]
-    check.per_row(S, token_weight_S=token_weight_S)
-    check.same_device(hidden_s_SD, token_weight_S=token_weight_S)
-    check.no_nan(token_weight_S=token_weight_S)
+    check.weights(hidden_s_SD, token_weight_S)
     student = (hidden_s_SD, whole(weight_s_VD), bias_s)
     teacher = (hidden_t_SD, whole(weight_t_VD), bias_t)
     how = (chunk_rows, logits_dtype, backend, 2)

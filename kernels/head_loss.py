@@ -95,24 +95,20 @@ def linear_token_loss(
     """
     check = Checks(OP)
     check.head(hidden_SD, weight_VD, bias)
-    check.transform(temperature, softcap=softcap)
-    check.chunks(chunk_rows, logits_dtype)
+    check.settings(temperature, chunk_rows, logits_dtype, softcap=softcap)
     if hidden_ref_SD is not None:
-        given = f"{hidden_ref_SD.dtype} of shape {tuple(hidden_ref_SD.shape)}"
-        fits = hidden_ref_SD.shape == hidden_SD.shape and hidden_ref_SD.is_floating_point()
-        check.need(fits, "hidden_ref_SD", given, f"floating-point of shape {tuple(hidden_SD.shape)} like hidden_SD")
+        given, like = tuple(hidden_ref_SD.shape), tuple(hidden_SD.shape)
+        check.need(given == like, "hidden_ref_SD", f"of shape {given}", f"of shape {like} like hidden_SD")
         check.same_device(hidden_SD, hidden_ref_SD=hidden_ref_SD)
     if index_S is not None:
         check.rows(index_S, hidden_SD)
         hidden_SD = hidden_SD.index_select(0, index_S)
         hidden_ref_SD = None if hidden_ref_SD is None else hidden_ref_SD.index_select(0, index_S)
     check.targets(hidden_SD, targets_S)
-    check.per_row(hidden_SD.shape[0], token_weight_S=token_weight_S)
-    check.same_device(hidden_SD, token_weight_S=token_weight_S)
+    check.target_values(targets_S, weight_VD.shape[0])
+    check.weights(hidden_SD, token_weight_S)
     weight_VD = whole(weight_VD)
     S, device = hidden_SD.shape[0], hidden_SD.device
-    check.target_values(targets_S, weight_VD.shape[0])
-    check.no_nan(token_weight_S=token_weight_S)
     settings = settings_of(OP, S, weight_VD, temperature, softcap, chunk_rows, logits_dtype, backend)
     targets, weights = targets_S.long(), token_weight_S.to(settings.stats)
     head = (hidden_SD, weight_VD, bias)

@@ -84,8 +84,7 @@ def token_logprobs(
     """
     check = Checks(OP)
     check.head(hidden_SD, weight_VD, bias)
-    check.transform(temperature, softcap=softcap)
-    check.chunks(chunk_rows, logits_dtype)
+    check.settings(temperature, chunk_rows, logits_dtype, softcap=softcap)
     if index_S is not None:
         check.rows(index_S, hidden_SD)
         hidden_SD = hidden_SD.index_select(0, index_S)

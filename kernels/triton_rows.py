@@ -27,7 +27,6 @@ LANES_OF_A_PAIR = 256
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
 
 
-
 def row_stats(logits_rV: Tensor, targets_r: Tensor, transform: Transform) -> RowStats:
     """`row_passes.row_stats`.
 
@@ -149,7 +148,9 @@ def _arguments(transform: Transform) -> tuple[Tensor | None, float | None, float
     return bias, transform.softcap, float(transform.inverse_temperature)
 
 
-def _pair(s: Tensor, t: Tensor, kind: str, beta: float, transform_s: Transform, transform_t: Transform) -> tuple[tuple, tuple]:
+def _pair(
+    s: Tensor, t: Tensor, kind: str, beta: float, transform_s: Transform, transform_t: Transform
+) -> tuple[tuple, tuple]:
     """The pointers with which a divergence kernel's arguments begin, and the numbers with which they end."""
     bias_s, softcap_s, scale_s = _arguments(transform_s)
     bias_t, softcap_t, scale_t = _arguments(transform_t)

@@ -62,8 +62,7 @@ def sharded_token_logprobs(
     """
     check = Checks(OP)
     check.head(hidden_SD, weight_shard_VD, bias_shard)
-    check.transform(temperature, softcap=softcap)
-    check.chunks(chunk_rows, logits_dtype)
+    check.settings(temperature, chunk_rows, logits_dtype, softcap=softcap)
     check.targets(hidden_SD, targets_S)
     S, V, device = hidden_SD.shape[0], weight_shard_VD.shape[0], hidden_SD.device
     sizes = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=device)

@@ -18,12 +18,11 @@ def head():
     return (draw(7, 4), draw(11, 4), draw(11)), torch.randint(0, 11, (7,), generator=g)
 
 
-@pytest.mark.parametrize("softcap", [None, 3.0])
-def test_gradients_of_first_and_second_order_equal_differences(head, softcap):
+def test_gradients_of_first_and_second_order_equal_differences(head):
     leaves, targets = head
 
     def stats(hidden, weight, bias):
-        out = token_logprobs(hidden, weight, targets, bias=bias, softcap=softcap, temperature=0.7, chunk_rows=3)
+        out = token_logprobs(hidden, weight, targets, bias=bias, softcap=3.0, temperature=0.7, chunk_rows=3)
         return out.logp_S, out.entropy_S
 
     assert torch.autograd.gradcheck(stats, leaves)
