@@ -2,6 +2,9 @@
 
 python -m benchmarks.lowrank_study --train corpus.jsonl.xz --val valid.jsonl --out runs/lowrank [--arms full lowrank]
 
+On a GPU, as far as four hours go (not run yet): `--recipe pretrain/llama-60m-full --rank 128 --period 200 --recovery 10
+--steps 3000 --batch_tokens 32768 --arms full lowrank lowrank+both fira --seeds 1 --minutes 240`.
+
 Each arm's rate is swept by factors of two on the first seed until the best one stands between worse ones;
 then the other seeds train with it. Every finished run is a line of OUT/runs.jsonl and is not repeated.
 """
@@ -21,32 +24,41 @@ from typing import Any
 
 from benchmarks.record import record
 
-RECIPE = "pretrain/llama-1m-cpu"
-PERIOD, RECOVERY = 100, 5
-FACTORS = ["--model.lm.lowrank.rank=32", "--model.lm.lowrank.alpha=32"]  # a quarter of the width, scale 1
-SPARSE = [*FACTORS, "--model.lm.lowrank.sparse_density=0.03"]
-SUBSPACE = ["--model.optim.subspace.rank=32", f"--model.optim.subspace.refresh_steps={PERIOD}"]
-CYCLE = [f"--model.optim.period_steps={PERIOD}", f"--model.optim.recovery_steps={RECOVERY}"]
-RECOVER = [*CYCLE, "--model.optim.schedule=cosine_quick_recovery", "--trainer.callbacks+=Restart"]
-BOTH = RECOVER
-ARMS: dict[str, tuple[float, list[str]]] = {  # first rate to try, options
-    "full": (2e-3, []),
-    "lowrank": (2e-3, FACTORS),
-    "lowrank+both": (2e-3, [*FACTORS, *BOTH]),
-    "galore": (5e-3, ["--model.optim.optimizer=galore", *SUBSPACE]),
-    "fira": (5e-3, ["--model.optim.optimizer=fira", *SUBSPACE]),
-    "lowrank+refactorize": (2e-3, [*FACTORS, *RECOVER, "--trainer.callbacks.reset=none"]),
-    "lowrank+reset": (2e-3, [*FACTORS, *RECOVER, "--trainer.callbacks.refactorize=false"]),
-    "sltrain": (2e-3, SPARSE),
-    "sltrain+both": (2e-3, [*SPARSE, *BOTH]),
-    "apollo_mini": (5e-3, ["--model.optim.optimizer=apollo_mini", *SUBSPACE]),
-    "loro": (
-        1e-2,
-        [*FACTORS, *SUBSPACE, *CYCLE, "--model.optim.optimizer=loro", "--model.optim.schedule=jagged_cosine"],
-    ),
-}
+LORO = ["--model.optim.optimizer=loro", "--model.optim.schedule=jagged_cosine"]
+SETTINGS = ("recipe", "rank", "period", "recovery", "steps", "batch_tokens")
 JUMP = ("restart/loss_after", "restart/loss_before")
 BASE = "lowrank"  # the arm that differences are taken from
+
+
+def arms(rank: int, period: int, recovery: int) -> dict[str, tuple[float, list[str]]]:
+    """The first rate to try, and the options of each arm, the most telling arms first.
+
+    Args:
+        rank: of factors and subspaces; the scale of the factors is 1.
+        period: steps between restarts, changes of subspace, exact steps.
+        recovery: steps over which the rate comes back.
+    """
+    factors = [f"--model.lm.lowrank.rank={rank}", f"--model.lm.lowrank.alpha={rank}"]
+    sparse = [*factors, "--model.lm.lowrank.sparse_density=0.03"]
+    subspace = [f"--model.optim.subspace.rank={rank}", f"--model.optim.subspace.refresh_steps={period}"]
+    cycle = [f"--model.optim.period_steps={period}", f"--model.optim.recovery_steps={recovery}"]
+    both = [*cycle, "--model.optim.schedule=cosine_quick_recovery", "--trainer.callbacks+=Restart"]
+    return {
+        "full": (2e-3, []),
+        "lowrank": (2e-3, factors),
+        "lowrank+both": (2e-3, [*factors, *both]),
+        "galore": (5e-3, ["--model.optim.optimizer=galore", *subspace]),
+        "fira": (5e-3, ["--model.optim.optimizer=fira", *subspace]),
+        "lowrank+refactorize": (2e-3, [*factors, *both, "--trainer.callbacks.reset=none"]),
+        "lowrank+reset": (2e-3, [*factors, *both, "--trainer.callbacks.refactorize=false"]),
+        "sltrain": (2e-3, sparse),
+        "sltrain+both": (2e-3, [*sparse, *both]),
+        "apollo_mini": (5e-3, ["--model.optim.optimizer=apollo_mini", *subspace]),
+        "loro": (5e-3, [*factors, *subspace, *cycle, *LORO]),
+    }
+
+
+ARMS = list(arms(1, 1, 1))
 
 
 def train(options: list[str], result: Path) -> None:
@@ -91,13 +103,14 @@ class Study:
     """Runs by (arm, rate, seed), each made once.
 
     Args:
+        arms: as `arms` gives them.
         common: options of every run.
         out: folder of the study.
         stop_at: no run begins after this time, in seconds since the epoch.
     """
 
-    def __init__(self, common: list[str], out: Path, stop_at: float) -> None:
-        self.common, self.out, self.stop_at = common, out, stop_at
+    def __init__(self, arms: dict[str, tuple[float, list[str]]], common: list[str], out: Path, stop_at: float) -> None:
+        self.arms, self.common, self.out, self.stop_at = arms, common, out, stop_at
         out.mkdir(parents=True, exist_ok=True)
         self.file = out / "runs.jsonl"
         lines = self.file.read_text().splitlines() if self.file.exists() else []
@@ -120,7 +133,7 @@ class Study:
         result = self.out / "latest.json"
         result.unlink(missing_ok=True)
         own = [f"--model.optim.lr={lr}", f"--seed_everything={seed}", f"--data.seed={seed}"]
-        options = ["--config", RECIPE, *self.common, *ARMS[arm][1], *own]
+        options = [*self.common, *self.arms[arm][1], *own]
         child = multiprocessing.get_context("fork").Process(target=train, args=(options, result))
         child.start()
         child.join()
@@ -133,7 +146,7 @@ class Study:
 
     def best_rate(self, arm: str, first_seed: int) -> float:
         """Sweep by factors of two until the best rate stands between two worse ones."""
-        best = ARMS[arm][0]
+        best = self.arms[arm][0]
         for factor in (0.5, 2.0):  # one valley is assumed: where the rate below is better, the one above is not tried
             start = best
             while self.run(arm, best * factor, first_seed) < self.run(arm, best, first_seed):
@@ -200,16 +213,22 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--val", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--seeds", type=int, default=4, help="seeds an arm; the first is the sweep's")
+    parser.add_argument("--recipe", default="pretrain/llama-1m-cpu", help="what all arms share")
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--period", type=int, default=100)
+    parser.add_argument("--recovery", type=int, default=5)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch_tokens", type=int, default=512)
     parser.add_argument("--minutes", type=float, default=120, help="no run begins later than this")
+    parser.add_argument("--note", action="append", default=[], help="for the record")
     parser.add_argument(
         "--record", action="store_true", help="write what there is to benchmarks/results, train nothing"
     )
     given = parser.parse_args()
     common = [
+        f"--config={given.recipe}",
         f"--data.train_file={given.train}",
         f"--data.val_file={given.val}",
         f"--data.cache_dir={given.out / 'cache'}",
@@ -220,7 +239,7 @@ def main() -> None:
         f"--trainer.logger.save_dir={given.out}",
         "--trainer.callbacks=[]",
     ]
-    study = Study(common, given.out, time.time() + 60 * given.minutes)
+    study = Study(arms(given.rank, given.period, given.recovery), common, given.out, time.time() + 60 * given.minutes)
     if not given.record:
         import lit_reason.core.trainer  # noqa: F401  # so that each run, a fork, need not import again
 
@@ -234,14 +253,11 @@ def main() -> None:
     rows = table(study)
     print("\n".join(lines(rows)))
     if given.record:
-        result = {
-            "arms": rows,
-            "runs": list(study.done.values()),
-            "steps": given.steps,
-            "batch_tokens": given.batch_tokens,
-        }
+        settings = {name: getattr(given, name) for name in SETTINGS}
         command = f"python -m benchmarks.lowrank_study --train {given.train.name} --val {given.val.name} --out OUT"
-        print(record("lowrank-study", result, [f"recipe {RECIPE}, period {PERIOD}, recovery {RECOVERY}"], command))
+        command += "".join(f" --{name} {value}" for name, value in settings.items())
+        found = {"settings": settings, "arms": rows, "runs": list(study.done.values())}
+        print(record("lowrank-study", found, given.note, command))
 
 
 if __name__ == "__main__":
