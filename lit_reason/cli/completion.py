@@ -23,16 +23,20 @@ SHELLS = ("bash", "zsh", "fish")
 BASH = r"""
 _lit_reason() {
   local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}"
-  local verb="${COMP_WORDS[1]}" options="--help"
+  local verb="${COMP_WORDS[1]}" options="--help" recipes="@RECIPES@"
   COMPREPLY=()
   case "$verb" in
     @TRAINER_VERBS@) options="@OPTIONS@" ;;
 @CASES@
   esac
+  case "$verb" in
+    tournament) recipes="@STUDIES@" ;;
+    show) recipes="@RECIPES@ @STUDIES@" ;;
+  esac
   if [[ $COMP_CWORD -eq 1 ]]; then
     COMPREPLY=( $(compgen -W "@VERBS@ --help --version" -- "$word") )
   elif [[ "$before" == "--config" || "$before" == "-c" || "$verb" == "show" ]]; then
-    COMPREPLY=( $(compgen -W "@RECIPES@" -- "$word") $(compgen -f -- "$word") )
+    COMPREPLY=( $(compgen -W "$recipes" -- "$word") $(compgen -f -- "$word") )
   elif [[ "$word" == -* ]]; then
     COMPREPLY=( $(compgen -W "$options" -- "$word") )
   elif [[ "$verb" == "completion" ]]; then
@@ -99,28 +103,29 @@ def script(shell: str, options: Sequence[str] = COMMON) -> str:
         shell: one of `SHELLS`.
         options: options offered for the verbs that run a recipe.
     """
-    recipes = [recipe.name for recipe in [*find_recipes(), *find_recipes(studies=True)]]
+    recipes, studies = ([recipe.name for recipe in find_recipes(studies=which)] for which in (False, True))
     if shell == "fish":
-        return _fish(recipes, options)
+        return _fish(recipes, studies, options)
     cases = [f'    {verb}) options="{" ".join(names)}" ;;' for verb, names in verb_options().items()]
     text = BASH.lstrip("\n").replace("@CASES@", "\n".join(cases)).replace("@TRAINER_VERBS@", "|".join(LIKE_FIT))
-    for mark, words in (("VERBS", VERBS), ("RECIPES", recipes), ("SHELLS", SHELLS), ("OPTIONS", options)):
+    known = {"VERBS": VERBS, "RECIPES": recipes, "STUDIES": studies, "SHELLS": SHELLS, "OPTIONS": options}
+    for mark, words in known.items():
         text = text.replace(f"@{mark}@", " ".join(words))
     comment = f'# {shell} completion of lit-reason; to load it: eval "$(lit-reason completion {shell})"\n'
     return comment + (ZSH_HEAD if shell == "zsh" else "") + text
 
 
-def _fish(recipes: Sequence[str], options: Sequence[str]) -> str:
+def _fish(recipes: Sequence[str], studies: Sequence[str], options: Sequence[str]) -> str:
     lines = ["# fish completion of lit-reason; to load it: lit-reason completion fish | source"]
     lines.append("complete -c lit-reason -n __fish_use_subcommand -f")
     for verb, purpose in VERBS.items():
         lines.append(f"complete -c lit-reason -n __fish_use_subcommand -f -a {verb} -d '{purpose}'")
     names, runs = " ".join(recipes), " ".join(LIKE_FIT)
-    lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from show' -a '{names}'")
+    lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from show' -a '{names} {' '.join(studies)}'")
     lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from completion' -f -a '{' '.join(SHELLS)}'")
     lines.append("complete -c lit-reason -n '__fish_seen_subcommand_from new' -a regime")
-    lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from {runs}' -l config -s c -r -a '{names}'")
-    lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from inspect' -l config -s c -r -a '{names}'")
+    for verbs, files in ((f"{runs} inspect", names), ("tournament", " ".join(studies))):
+        lines.append(f"complete -c lit-reason -n '__fish_seen_subcommand_from {verbs}' -l config -s c -r -a '{files}'")
     for verb, its_options in verb_options().items():
         seen = f"complete -c lit-reason -n '__fish_seen_subcommand_from {verb}'"
         lines += [f"{seen} -l {option[2:]}" for option in its_options if option not in ("--config", "--help")]

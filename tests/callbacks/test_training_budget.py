@@ -71,7 +71,10 @@ def test_a_share_of_the_recipe(folder, tmp_path, settings, steps):
         def on_train_batch_start(self, trainer, *_):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    counter, schedule = Throughput(), {"model__optim__schedule": "linear", "model__optim__warmup": 0, "model__optim__final_lr": 0}
+    counter, schedule = (
+        Throughput(),
+        {"model__optim__schedule": "linear", "model__optim__warmup": 0, "model__optim__final_lr": 0},
+    )
     fit(folder, tmp_path, [counter, TrainingBudget(share=0.5), Watch()], **schedule, **settings)
     assert counter.totals.steps == steps
     assert rates == pytest.approx([3e-3, 0], abs=1e-9)  # the schedule was made for two steps, not for four or five

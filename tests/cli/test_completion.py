@@ -26,6 +26,11 @@ def test_bash(tmp_path, monkeypatch):
     assert bash("lit-reason", "") == [*VERBS, "--help", "--version"]
     assert bash("lit-reason", "va") == ["validate"]
     assert bash("lit-reason", "fit", "--config", "") == [recipe.name for recipe in find_recipes()]
+    studies = [study.name for study in find_recipes(studies=True)]
+    assert studies and bash("lit-reason", "tournament", "--config", "") == studies
+    assert bash("lit-reason", "show", "studies/") == studies and bash("lit-reason", "show", "smoke/sft") == [
+        "smoke/sft"
+    ]
     assert bash("lit-reason", "fit", "--con") == bash("lit-reason", "plan", "--con") == ["--config"]
     assert bash("lit-reason", "doctor", "--f") == ["--full"]
     assert bash("lit-reason", "condense", "--ta") == ["--tau"]
