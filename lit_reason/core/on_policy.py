@@ -74,7 +74,7 @@ class PolicyConfig:
 
 
 class OnPolicyRegime(Regime):
-    """Rounds of rollouts, and the policy's loss on them. A method says what each token was worth (`advantages`).
+    """Rounds of rollouts, and the policy's loss on them. A method says what each token was worth (`credited`).
 
     Args:
         lm: the policy.
@@ -102,15 +102,24 @@ class OnPolicyRegime(Regime):
         self._packs: list[PolicyPack] = []
 
     @abstractmethod
-    def advantages(self, rollouts: list[Trajectory]) -> list[torch.Tensor]:
+    def credited(self, rollouts: list[Trajectory]) -> list[Credited]:
         """What each token of each rollout was worth.
 
         Args:
             rollouts: all of a round on this process, group after group.
 
         Returns:
-            One number a token, `[T]` for each rollout; 0 where nothing was sampled.
+            One entry a rollout, in order; loss weights are set by the caller.
         """
+
+    def further_loss(self, hidden_TD: torch.Tensor, pack: PolicyPack) -> torch.Tensor | float:
+        """What a method adds to the policy's loss, as a sum weighted like it; nothing by default.
+
+        Args:
+            hidden_TD: last hidden states of the pack.
+            pack: its tokens.
+        """
+        return 0.0
 
     def setup(self, stage: str) -> None:
         """Tell the data module how many updates a round makes.
@@ -143,7 +152,7 @@ class OnPolicyRegime(Regime):
             loss=self.policy_loss(pack),
         )
         self._record_update(out, pack)
-        return self.normalise(out.loss_sum, pack)
+        return self.normalise(out.loss_sum + self.further_loss(hidden, pack), pack)
 
     def play_round(self, batch: TaskBatch) -> list[PolicyPack]:
         """Rollouts of a batch of tasks, credited and packed.
@@ -163,8 +172,7 @@ class OnPolicyRegime(Regime):
         c = self.policy
         weights, own = loss_weights(rollouts, c.average, longest=self.dialogue.total_tokens, truncated=c.truncated)
         norm = sum(from_all_ranks(own)) or 1.0  # nothing to train on anywhere: the loss is 0 all the same
-        advantages = self.advantages(rollouts)
-        credited = [Credited(t, a, w) for t, a, w in zip(rollouts, advantages, weights, strict=True)]
+        credited = [dataclasses.replace(r, weight=w) for r, w in zip(self.credited(rollouts), weights, strict=True)]
         packs = policy_packs(credited, self.trainer.accumulate_grad_batches, norm)
         return [dataclasses.replace(pack, ref_logp=self._reference_logp(pack)) for pack in packs] if c.kl else packs
 

@@ -85,8 +85,16 @@ class Regime(LightningModule):
                     f"data.max_length is {longest}, but the model is made for {limit} tokens: lower it, or raise the "
                     "model's limit with lm.overrides (max_position_embeddings, and rope_theta with it)"
                 )
-            if self.device_mesh is not None:
-                shard(self.lm, self.device_mesh)
+            self.spread(self.lm)
+
+    def spread(self, lm: LanguageModel) -> None:
+        """Lay a model's weights over the processes, where the strategy shards them.
+
+        Args:
+            lm: the model, whole.
+        """
+        if self.device_mesh is not None:
+            shard(lm, self.device_mesh)
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer, and its schedule stepped once an optimizer step."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -176,20 +176,20 @@ def _as_is(pack: Pack) -> Pack:
     return pack
 
 
-class PackLoader(DataLoader):
-    """A DataLoader of packs that remembers its place; Lightning saves and restores the two integers.
+class OrderedLoader(DataLoader):
+    """A DataLoader that remembers its place; Lightning saves and restores the integers.
 
     Args:
-        store: the rows; or a dataset that makes something else than packs of the bins.
+        dataset: makes a batch of what the sampler yields.
         sampler: the order.
         workers: loading processes; 0 loads in the main one.
     """
 
     sampler: BinSampler
 
-    def __init__(self, store: RowStore | Dataset, sampler: BinSampler, workers: int = 0) -> None:
+    def __init__(self, dataset: Dataset, sampler: BinSampler, workers: int = 0) -> None:
         super().__init__(
-            store if isinstance(store, Dataset) else PackDataset(store),
+            dataset,
             batch_size=None,
             sampler=sampler,
             num_workers=workers,
@@ -198,9 +198,9 @@ class PackLoader(DataLoader):
             # Its own generator: a DataLoader draws a base seed at each iter(), which would shift dropout on resume.
             generator=torch.Generator().manual_seed(sampler.seed),
         )
-        self.store, self.position = store, 0
+        self.position = 0
 
-    def __iter__(self) -> Iterator[Pack]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.position = self.sampler.start
         for pack in super().__iter__():
             self.position += 1
@@ -215,3 +215,17 @@ class PackLoader(DataLoader):
         """Go on after the last batch handed out, also when fewer or more processes share the batches now."""
         self.position = self.sampler.position(state)
         self.sampler.epoch, self.sampler.start, self.sampler.drawn = state["epoch"], self.position, False
+
+
+class PackLoader(OrderedLoader):
+    """An ordered loader of packs.
+
+    Args:
+        store: the rows.
+        sampler: the order.
+        workers: loading processes; 0 loads in the main one.
+    """
+
+    def __init__(self, store: RowStore, sampler: BinSampler, workers: int = 0) -> None:
+        super().__init__(PackDataset(store), sampler, workers)
+        self.store = store

@@ -10,7 +10,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset
 
-from lit_reason.data.loader import Bin, BinSampler, PackLoader
+from lit_reason.data.loader import Bin, BinSampler, OrderedLoader
 from lit_reason.data.reading.records import Quarantine, read_records
 from lit_reason.envs.environment import Environment
 from lit_reason.errors import UserError
@@ -162,7 +162,7 @@ class TaskData(LightningDataModule):
         env.close()
         return made
 
-    def _loader(self, split: str, *, accumulate: int = 1, updates: int = 1, shuffle: bool) -> PackLoader:
+    def _loader(self, split: str, *, accumulate: int = 1, updates: int = 1, shuffle: bool) -> OrderedLoader:
         spread = getattr(self.trainer, "distributed_sampler_kwargs", None) or {}
         sampler = TaskSampler(
             len(self.tasks[split]),
@@ -173,13 +173,13 @@ class TaskData(LightningDataModule):
             rank=spread.get("rank", 0),
             world=spread.get("num_replicas", 1),
         )
-        return PackLoader(_Tasks(self.tasks[split]), sampler)
+        return OrderedLoader(_Tasks(self.tasks[split]), sampler)
 
-    def train_dataloader(self) -> PackLoader:
+    def train_dataloader(self) -> OrderedLoader:
         """Rounds of tasks, each handed out once for every micro-batch made of it."""
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         return self._loader("train", accumulate=accumulate, updates=self.updates, shuffle=True)
 
-    def val_dataloader(self) -> PackLoader | list[Any]:
+    def val_dataloader(self) -> OrderedLoader | list[Any]:
         """Tasks to validate on."""
         return self._loader("val", shuffle=False) if self.counts["val"] else []

@@ -25,11 +25,15 @@ class PolicyPack(Pack):
         advantage: `float32 [S]` advantage of each sampled token.
         old_logp: `float32 [S]` log-probability with which it was sampled.
         ref_logp: `float32 [S]` log-probability under the reference, or None where there is none.
+        value: `float32 [S]` the critic's value when the round was played, or None where there is no critic.
+        target_value: `float32 [S]` the value it should have given.
     """
 
     advantage: Tensor
     old_logp: Tensor
     ref_logp: Tensor | None = None
+    value: Tensor | None = None
+    target_value: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,16 @@ class Credited:
     Attributes:
         trajectory: the rollout.
         advantage_T: advantage of each token, 0 where none was sampled.
+        value_T: the critic's value of the state each token was sampled in, or None where there is no critic.
+        target_value_T: the value it should have given.
         weight: loss weight of each of its sampled tokens; 0 leaves the rollout out of the loss.
     """
 
     trajectory: Trajectory
     advantage_T: Tensor
-    weight: float
+    value_T: Tensor | None = None
+    target_value_T: Tensor | None = None
+    weight: float = 1.0
 
 
 def policy_packs(rollouts: Sequence[Credited], parts: int, norm: float) -> list[PolicyPack]:
@@ -75,10 +83,21 @@ def _pack(rollouts: Sequence[Credited], norm: float) -> PolicyPack:
         rows.append(dataclasses.replace(row, weight=row.weight * rollout.weight))
     pack = pack_rows(rows, norm)
     sampled = pack.index + 1
-    advantage = torch.cat([rollout.advantage_T for rollout in rollouts]).float()
+
+    def chosen(numbers: Sequence[Tensor | None]) -> Tensor | None:
+        given = [n for n in numbers if n is not None]
+        return torch.cat(given).float()[sampled] if given else None
+
     old_logp = torch.tensor([p for rollout in rollouts for p in rollout.trajectory.logprob])
+    advantage = torch.cat([r.advantage_T for r in rollouts]).float()
     fields = {f.name: getattr(pack, f.name) for f in dataclasses.fields(Pack)}
-    return PolicyPack(**fields, advantage=advantage[sampled], old_logp=old_logp[sampled])
+    return PolicyPack(
+        **fields,
+        advantage=advantage[sampled],
+        old_logp=old_logp[sampled],
+        value=chosen([r.value_T for r in rollouts]),
+        target_value=chosen([r.target_value_T for r in rollouts]),
+    )
 
 
 def loss_weights(

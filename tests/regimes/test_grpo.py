@@ -216,7 +216,7 @@ def test_rollouts_are_compared_with_sound_ones_of_their_own_task(folder):
         rollout(0, [0.0], 1.0),
         rollout(1, [5.0], 0.0),
     ]
-    found = [a.tolist() for a in model.advantages(rollouts)]
+    found = [c.advantage_T.tolist() for c in model.credited(rollouts)]
     assert found == [[0, 1, 1, 1, 1], [0, 0, 0], [0, -1, -1], [0, 0, 0]]
     assert float(model.round_meter.compute()["dead_groups"]) == 0.5
     model.record_round(model.round_meter, rollouts)

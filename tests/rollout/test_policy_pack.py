@@ -49,7 +49,7 @@ def test_failed_empty_and_masked_rollouts_do_not_count(by):
 
 def credited(weights=(1.0, 1.0, 1.0)):
     return [
-        Credited(t, torch.arange(len(t.ids), dtype=torch.float64) + 100 * t.rollout, w)
+        Credited(t, torch.arange(len(t.ids), dtype=torch.float64) + 100 * t.rollout, weight=w)
         for t, w in zip(ROLLOUTS, weights, strict=True)
     ]
 

@@ -13,6 +13,7 @@ from lit_reason.credit.rewards import GroupRewards
 from lit_reason.credit.tokens import per_token
 from lit_reason.models.config import ModelConfig
 from lit_reason.rollout.config import DialogueConfig, SamplingConfig
+from lit_reason.rollout.policy_pack import Credited
 from lit_reason.rollout.trajectory import Trajectory
 
 
@@ -40,9 +41,9 @@ class GRPORegime(OnPolicyRegime):
         super().__init__(lm, optim, sampling, dialogue, policy)
         self.credit, self.rule = credit, credit_rule(credit.rule)
 
-    def advantages(self, rollouts: list[Trajectory]) -> list[torch.Tensor]:
+    def credited(self, rollouts: list[Trajectory]) -> list[Credited]:
         """The advantage of each token: that of its turn, by the recipe's rule. Rollouts that failed are in no group."""
-        found = [torch.zeros(len(t.ids), dtype=torch.float64) for t in rollouts]
+        found = [Credited(t, torch.zeros(len(t.ids), dtype=torch.float64)) for t in rollouts]
         groups = defaultdict(list)
         for i, t in enumerate(rollouts):
             if not t.failure:
@@ -53,5 +54,5 @@ class GRPORegime(OnPolicyRegime):
             advantage_GK = self.rule(rewards, self.credit)
             self.round_meter.update("dead_groups", [not advantage_GK.any()])
             for i, advantage_K in zip(members, advantage_GK, strict=True):
-                found[i] = per_token(advantage_K, torch.tensor(rollouts[i].turn_id))
+                found[i] = Credited(rollouts[i], per_token(advantage_K, torch.tensor(rollouts[i].turn_id)))
         return found

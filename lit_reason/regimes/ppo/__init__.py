@@ -1,0 +1,1 @@
+"""Policy gradients with a critic, rewarded turn by turn."""
