@@ -142,7 +142,8 @@ def run_cell(study: Study, cell: Cell, out: Path, trained_tokens: int | None, la
 
 def _run_stage(study: Study, cell: Cell, number: int, out: Path, trained_tokens: int | None, label: str) -> None:
     folder = stage_folder(study, cell, number, out)
-    given = stage_options(study, cell, number, out, trained_tokens)
+    # One process: Lightning starts further ones by repeating the command line, which is that of the whole study.
+    given = stage_options(study, cell, number, out, trained_tokens) | {"trainer.devices": 1, "trainer.num_nodes": 1}
     if (folder / "checkpoints").is_dir():
         given["resume"] = "auto"
     else:
