@@ -28,6 +28,8 @@ TORCHRUN = """\
 set -euo pipefail
 : "${{MASTER:?set it to the address of machine 0}}" "${{NODE:?set it to the number of this machine, 0 to {last}}}"
 export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-1}}"
+# A store of its own for each start. Shared, it keeps the addresses of processes that are dead, and the next hang.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 host=0
 if [ "$NODE" = 0 ]; then host=1; fi
 exec torchrun --nnodes {nodes} --nproc-per-node {gpus} --max-restarts 3 \\

@@ -44,6 +44,7 @@ def test_torchrun_starts_fit_with_this_machines_number(tmp_path, recipe, capsys)
         *["--trainer.num_nodes", "3", "--trainer.devices", "2", "--trainer.strategy", "fsdp2", "--resume", "auto"],
         *["--model.optim.lr", "1e-4"],
     ]
+    assert "export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1\n" in text
     words, _, _ = run(tmp_path, text, MASTER="ten", NODE="0", ADDRESS="10.0.0.7", PORT="5")
     told = " ".join(words["torchrun"])
     assert "--rdzv-endpoint ten:5" in told and "--rdzv-conf is_host=1 --local-addr 10.0.0.7 -m lit_reason" in told
@@ -54,7 +55,7 @@ def test_torchrun_starts_fit_with_this_machines_number(tmp_path, recipe, capsys)
 @pytest.mark.parametrize("left_with, queued_again", [(0, False), (1, False), (143, True)])
 def test_slurm_queues_again_after_a_save_alone(tmp_path, recipe, capsys, left_with, queued_again):
     out = tmp_path / "four.sbatch"
-    script(capsys, recipe, "--nodes", 4, "--scheduler", "slurm", "--strategy", "ddp", "--out", out)
+    script(capsys, "--nodes", 4, "--scheduler", "slurm", "--strategy", "ddp", "--out", out, recipe)
     text = out.read_text()
     for line in ("--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", "--job-name=four", "--signal=TERM@120"):
         assert f"#SBATCH {line}\n" in text

@@ -54,6 +54,12 @@ def in_both(folder: Path) -> dict:
         if strategy == "fsdp2" and case == "rows":
             saved = folder / "one" / case / "checkpoints" / "step=2.ckpt"
             found["file of one", case] = train(folder, folder / "from_one" / case, {**CASES[case], **settings}, saved)
+    consolidated = folder / "rows.ckpt"
+    if torch.distributed.get_rank() == 0:
+        assert main(["consolidate", str(folder / "fsdp2/rows/checkpoints/step=2.ckpt"), str(consolidated)]) == 0
+    torch.distributed.barrier()
+    settings = {**CASES["rows"], "trainer__strategy": "ddp", "trainer__devices": 2}
+    found["ddp from fsdp2", "rows"] = train(folder, folder / "ddp_from_fsdp2", settings, consolidated)
     found["stopped"] = stop_one_of_two(folder)
     found["clipping"] = clip_on_three_meshes()
     settings = {"trainer__strategy": "fsdp2", "trainer__devices": 2}
@@ -139,8 +145,11 @@ def test_losses_gradients_weights_and_completions_are_those_of_one_process(resul
         assert (got["sharded"] == len(got["weights"])) if strategy == "fsdp2" else not got["sharded"]
 
 
-@pytest.mark.parametrize("start, case", [("own", "rows"), ("own", "tied"), ("own", "lora"), ("file of one", "rows")])
-def test_fsdp2_resumes_from_its_folder_from_its_file_and_from_a_file_of_one_process(results, start, case):
+@pytest.mark.parametrize(
+    "start, case",
+    [("own", "rows"), ("own", "tied"), ("own", "lora"), ("file of one", "rows"), ("ddp from fsdp2", "rows")],
+)
+def test_two_processes_go_on_from_their_folder_their_file_a_file_of_one_and_one_of_the_other(results, start, case):
     _, alone, both = results
     went_on, straight = both[0][start, case], both[0]["fsdp2", case]
     exact = start == "own"
@@ -156,7 +165,9 @@ def test_a_consolidated_folder_and_a_gathered_file_resume_in_one_process(results
     base, alone, both = results
     straight = both[0]["fsdp2", case]
     folder, out = base / "fsdp2" / case / "checkpoints" / "step=2.ckpt", base / f"{case}.ckpt"
-    if case == "lora":  # written as a file
+    if case == "rows":  # done already, by two processes
+        out = base / "rows.ckpt"
+    elif case == "lora":  # written as a file
         assert main(["consolidate", str(folder), str(out)]) == 2 and "is a file" in capsys.readouterr().err
         out = folder
     else:

@@ -41,7 +41,7 @@ class Watch(Callback):
 
 
 def train(folder: Path, run: Path, settings: dict[str, Any], ckpt_path: Path | None = None) -> dict[str, Any]:
-    """Four steps, then generation: what came out of them.
+    """Four steps, then generation and export: what came out of them. A run that goes on makes the other steps alone.
 
     Args:
         folder: holds model and rows, see `tiny_run.arguments`.
@@ -53,7 +53,8 @@ def train(folder: Path, run: Path, settings: dict[str, Any], ckpt_path: Path | N
     sampling = SamplingConfig(max_new_tokens=6, samples=2, temperature=1.0, batch_size=4)
     answers = VerifiedGeneration(limit=3, at_end=True, sampling=sampling)
     saver = ModelCheckpoint(run / "checkpoints", every_n_train_steps=2, save_top_k=-1, filename="{step}")
-    cli = fit(folder, run, [watch, answers, saver, HFExport(str(run / "export"))], ckpt_path, **settings)
+    ending = [answers, HFExport(str(run / "export"))] if ckpt_path is None else []
+    cli = fit(folder, run, [watch, *ending, saver], ckpt_path, **settings)
     log = Path(cli.trainer.log_dir) / "metrics.csv"
     return {
         "losses": [value for _, value in read_metrics(log).points("train/loss")] if cli.trainer.is_global_zero else [],
@@ -62,7 +63,7 @@ def train(folder: Path, run: Path, settings: dict[str, Any], ckpt_path: Path | N
         "clipped": watch.clipped,
         "weights": watch.weights,
         "sharded": watch.sharded,
-        "completions": [r.completion for r in answers.last.records],
+        "completions": [r.completion for r in answers.last.records] if answers.last else [],
     }
 
 
@@ -75,4 +76,4 @@ def assert_equal_runs(got: dict[str, Any], expected: dict[str, Any]) -> None:
         assert got[what].keys() == expected[what].keys() and got[what]
         for name, value in expected[what].items():
             torch.testing.assert_close(got[what][name], value, rtol=1e-4, atol=2e-6, msg=f"{what} of {name}")
-    assert got["completions"] == expected["completions"]
+    assert got["completions"] == expected["completions"] != []
