@@ -159,6 +159,11 @@ class Regime(LightningModule):
         if every and step % every == 0:
             self.log_meter(self.train_meter, "train")
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, and let go of the gradients: Lightning would hold them through the next forward pass, to its peak."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
+
     def configure_gradient_clipping(
         self,
         optimizer: Any,

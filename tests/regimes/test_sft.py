@@ -47,6 +47,19 @@ def test_the_loss_falls(folder, tmp_path):
     assert [v for _, v in points] == pytest.approx(watch.losses, rel=1e-4)
 
 
+def test_gradients_are_held_between_micro_batches_but_not_into_the_next_step(folder, tmp_path):
+    class Held(Callback):
+        after = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.after.append(sum(p.grad is not None for p in pl_module.parameters()))
+
+    held = Held()
+    fit(folder, tmp_path, [held], trainer__max_steps=2, data__batch_rows=2, trainer__accumulate_grad_batches=2)
+    assert held.after[0] == held.after[2] > 10
+    assert held.after[1] == held.after[3] == 0
+
+
 def test_micro_batches_give_the_gradient_of_one_batch(folder, tmp_path):
     """Rows differ in length, so a mean of micro-batch means would be wrong."""
     once, four = Watch(), Watch()
