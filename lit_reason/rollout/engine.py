@@ -213,8 +213,8 @@ class Engine:
         """
         slots, rows = self._slots, self._rows
         assert slots is not None, "open the engine first"
-        cached = sum(len(row.ids) - len(row.pending) for row in rows)
-        if cached < (1 - _MOST_HOLES) * slots.mask_BC.numel():
+        longest = max((len(row.ids) - len(row.pending) for row in rows), default=0)
+        if longest < (1 - _MOST_HOLES) * slots.mask_BC.shape[1]:  # holes in every row, which closing them gets rid of
             slots.select(list(range(len(rows))))
         drawn = set(active)
         take = [max(len(row.pending) - (i not in drawn), 0) for i, row in enumerate(rows)]

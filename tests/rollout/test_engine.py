@@ -15,6 +15,7 @@ from lit_reason.models.config import ModelConfig
 from lit_reason.models.language_model import LanguageModel
 from lit_reason.rollout.config import SamplingConfig
 from lit_reason.rollout.engine import Engine
+from lit_reason.rollout.kv_slots import KVSlots
 
 EOS = WORDS.index("<eos>")
 PROMPTS = [ids_of(p) for p in ("a b c d", "q", "r so try 1 2 3")]
@@ -74,6 +75,23 @@ def test_no_token_is_computed_twice():
     pending = sum(len(row.pending) for row in run._rows)
     shared = 2 * sum(len(p) - 1 for p in PROMPTS)  # each prompt once for its three copies, but for its last token
     assert sum(seen) == sum(len(row) for row in rows) - pending - shared
+
+
+def test_holes_are_closed_when_that_helps_and_not_for_every_token(monkeypatch):
+    calls, select = [], KVSlots.select
+    monkeypatch.setattr(KVSlots, "select", lambda slots, rows: (calls.append(len(rows)), select(slots, rows)))
+    run = engine(stop_ids=(99,))
+    run.open([[3], [4] * 60])
+    run.step([20, 20])
+    assert calls == []  # one row is three times as long as the other, and nothing is gained by moving either
+    for _ in range(6):  # rows take turns to be told much: all of it is a hole in the other row
+        run.append(0, [5] * 8)
+        run.step([1, 0])
+        run.append(1, [5] * 8)
+        run.step([0, 1])
+    assert 1 <= len(calls) <= 3
+    longest = max(len(run.ids(i)) for i in (0, 1))
+    assert run._slots.mask_BC.shape[1] <= longest / 0.75 + 9
 
 
 def test_what_a_row_writes_does_not_depend_on_its_neighbours():
