@@ -81,12 +81,7 @@ class Checks:
         self.need(w.is_floating_point(), name, f"of dtype {w.dtype}", "a floating-point tensor")
         self.need(w.shape == (S,), name, f"of shape {tuple(w.shape)}", f"[{S}], one entry per row")
         self.same_device(hidden, token_weight_S=w)
-        fine = torch.isfinite(w)
-        if w.device.type == "cpu":
-            bad = int((~fine).sum())
-            self.need(not bad, name, f"NaN or infinite in {bad} of {S} rows", "finite")
-        elif w.device.type == "cuda":
-            torch._assert_async(fine.all(), f"{self.op}: {name} is NaN or infinite in some rows; it must be finite")
+        self._finite(name, w)
 
     def targets(self, hidden: Tensor, targets: Tensor) -> None:
         """Targets fit the rows; `target_values` looks at what they are.
@@ -144,6 +139,14 @@ class Checks:
             self.need(good, name, softcap, "None or positive")
         self.need(chunk_rows is None or chunk_rows >= 1, "chunk_rows", chunk_rows, "None or at least 1")
         self.need(logits_dtype in (None, torch.float32), "logits_dtype", logits_dtype, "None or torch.float32")
+
+    def _finite(self, name: str, values: Tensor) -> None:
+        fine = torch.isfinite(values)
+        if values.device.type == "cpu":
+            bad = int((~fine).sum())
+            self.need(not bad, name, f"NaN or infinite in {bad} of {len(values)} rows", "finite")
+        elif values.device.type == "cuda":
+            torch._assert_async(fine.all(), f"{self.op}: {name} is NaN or infinite in some rows; it must be finite")
 
     def _range(self, name: str, values: Tensor, stop: int | Tensor) -> None:
         if not values.numel():

@@ -2,7 +2,7 @@
 
 Shapes: S rows, D width, V vocabulary.
 
-The general member of the family: forward keeps the rows and four numbers each; backward computes each chunk's logits
+The general member of the family: forward keeps the rows and five numbers each; backward computes each chunk's logits
 again (8 S V D floating-point operations together). Use it where the loss is not a sum over tokens with derivatives
 known row by row: sequence-level ratios, losses over groups, several losses over the same log-probabilities. Where it
 is, `linear_token_loss` needs 6 S V D.

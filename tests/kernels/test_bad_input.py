@@ -11,7 +11,6 @@ from torch._subclasses import FakeTensorMode
 
 from lit_reason.errors import UserError
 from lit_reason.kernels.chunks import CUDA_CHUNK_BYTES, ROWS_ON_CPU, parts_of, rows_of_a_chunk
-from lit_reason.kernels.dispatch import backends_used
 from lit_reason.kernels.divergence import linear_divergence
 from lit_reason.kernels.head_loss import linear_token_loss
 from lit_reason.kernels.token_logprobs import token_logprobs
@@ -85,20 +84,6 @@ def test_wrong_arguments_are_named(ops, change, message):
         positional = [x.pop(name) for name in POSITIONAL[op]]
         with pytest.raises(UserError, match=f"^{op.__name__}: .*{message}"):
             op(*positional, **x)
-
-
-def test_the_environment_names_a_backend_and_the_record_shows_it(monkeypatch):
-    x = arguments(LOSS)
-    monkeypatch.setattr("lit_reason.kernels.dispatch._used", {})
-    assert backends_used() == {}
-    linear_token_loss(**x)
-    monkeypatch.setenv("LIT_REASON_KERNELS", "reference")
-    linear_token_loss(**x)
-    assert backends_used() == {"linear_token_loss": "reference, torch"}
-    linear_token_loss(**x, backend="torch")  # an argument wins
-    monkeypatch.setenv("LIT_REASON_KERNELS", "refrence")
-    with pytest.raises(UserError, match=r"LIT_REASON_KERNELS is 'refrence'.*did you mean 'reference'"):
-        linear_token_loss(**x)
 
 
 def test_triton_by_name_needs_a_place_to_run(monkeypatch):
