@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from watching import Sizes
 
 from lit_reason.kernels.head_loss import linear_token_loss
 
@@ -145,43 +145,6 @@ def test_empty_selection_keeps_the_graph(dtype):
     assert out.loss_sum.item() == 0.0
     out.loss_sum.backward()
     assert torch.equal(weight.grad, torch.zeros(7, 8, dtype=dtype)) and hidden.grad.shape == (0, 8)
-
-
-class Sizes(TorchDispatchMode):
-    """Records the element count of every tensor that an operation returns, and how many matrix products ran."""
-
-    def __init__(self):
-        super().__init__()
-        self.largest, self.products, self.ops = 0, 0, []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.ops.append(func.overloadpacket)
-        self.products += func.overloadpacket in (
-            torch.ops.aten.mm,
-            torch.ops.aten.addmm_,
-            torch.ops.aten.addmm,
-        )
-        for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.numel())
-        return out
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_of_all_rows_never_exist(dtype):
-    S, D, V, rows = 600, 4, 50, 64
-    case = make(S, D, V, dtype)
-    leaves = [case[k].clone().requires_grad_() for k in GRADS]
-    with Sizes() as seen:
-        out = linear_token_loss(leaves[0], leaves[1], case["targets"], leaves[2], bias=leaves[3], chunk_rows=rows)
-        forward_ops = len(seen.ops)
-        (out.loss_sum * 2).backward()
-    assert len(seen.ops) > forward_ops  # the backward pass was watched too
-    assert seen.largest <= rows * V
-    with Sizes() as seen:  # the measure itself notices a materialised product
-        linear_token_loss(*leaves[:2], case["targets"], leaves[2], bias=leaves[3], backend="reference")
-    assert seen.largest >= S * V
 
 
 def test_only_the_needed_products_run():

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
+from watching import Sizes
 
 from lit_reason.errors import UserError
 from lit_reason.kernels import token_logprobs as module
+from lit_reason.kernels.chunks import Settings
 from lit_reason.kernels.head_loss import linear_token_loss
 from lit_reason.kernels.token_logprobs import token_logprobs
 
@@ -64,6 +66,16 @@ def test_torch_finds_the_custom_operations_in_order(head, with_bias, softcap):
     g = torch.ones(7, dtype=torch.float64)
     for wanted in ([True, True, with_bias], [False, True, False]):
         torch.library.opcheck(module._gradients, (*plain, targets, stats, g, g, *how, wanted))
+
+
+def test_logits_of_all_rows_never_exist():
+    """Watched inside the custom operations, which hide what they do."""
+    hidden, weight, targets = torch.randn(600, 4), torch.randn(50, 4), torch.zeros(600, dtype=torch.long)
+    how = Settings(2.0, 1.0, torch.float32, torch.float32, 64, "torch")
+    with Sizes() as seen:
+        stats = module.chunked_stats(hidden, weight, None, targets, how)
+        module.chunked_gradients(hidden, weight, None, targets, stats, stats[0], stats[0], how, [True, True, False])
+    assert seen.products >= 40 and seen.largest <= 64 * 50
 
 
 def test_inside_an_activation_checkpoint(head):
