@@ -1,6 +1,6 @@
-"""Planned against measured memory: steps of a LLaMA of 60 M parameters, 4,096 tokens, float32.
+"""Planned against measured memory: steps of a LLaMA of 60 M parameters, 2,048 tokens, float32.
 
-Each measurement is a process. Measured is the largest resident size (VmHWM) during the second and third step, minus the
+Each measurement is a process. Measured is the largest resident size (VmHWM) during the second step, minus the
 resident size before the model was built. The C library keeps freed blocks below a threshold for itself; `returned`
 lowers that threshold (MALLOC_MMAP_THRESHOLD_), so that what is freed leaves the process and the figure is that of the
 tensors; `default` leaves it.
@@ -22,7 +22,7 @@ from benchmarks.lowrank_step import LENGTH, RANK, SHAPE
 from benchmarks.meter import peak_mib
 from benchmarks.record import record
 
-ROWS = 16
+ROWS = 8
 CASES = ("full", "low-rank", "sltrain", "galore", "adamw8bit")
 MALLOC = {"default": {}, "returned": {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}}
 
@@ -34,7 +34,7 @@ def resident_mib() -> float:
 
 
 def run_case(case: str, threads: int) -> dict[str, float]:
-    """Plan, then three real steps in this process.
+    """Plan, then two real steps in this process.
 
     Returns:
         `planned_mib` and `measured_mib`.
@@ -62,7 +62,7 @@ def run_case(case: str, threads: int) -> dict[str, float]:
     positions = torch.arange(LENGTH).repeat(ROWS)
     rows = torch.arange(LENGTH * ROWS)[positions < LENGTH - 1]
     boundaries = torch.arange(0, LENGTH * ROWS + 1, LENGTH, dtype=torch.int32)
-    for step in range(3):
+    for step in range(2):
         if step == 1:
             Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         ids = torch.randint(SHAPE["vocab_size"], (LENGTH * ROWS,))
