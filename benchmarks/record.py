@@ -16,7 +16,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("lit-reason", "torch", "lightning", "transformers", "peft", "numpy", "accelerate", "triton")
-PEERS = ("trl", "datasets", "liger-kernel", "cut-cross-entropy", "galore-torch", "fira")
+PEERS = ("trl", "datasets", "liger-kernel", "cut-cross-entropy")
 
 
 def machine() -> dict[str, Any]:

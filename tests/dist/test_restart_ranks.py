@@ -137,7 +137,7 @@ def results(tmp_path_factory):
     torch.set_num_threads(1)
     alone = train(base, base / "one", trainer__accumulate_grad_batches=2)
     alone["sparse"] = train(base, base / "one_sparse", **SPARSE, trainer__accumulate_grad_batches=2)
-    both = two_ranks.run(in_both, base, base)
+    both = two_ranks.run(in_both, base, base, timeout=900)
     torch.set_num_threads(threads)
     return base, alone, both
 
