@@ -29,7 +29,7 @@ class Loro(Optimizer):
         lr: learning rate.
         betas: decay of the two moments.
         eps: added to the denominator.
-        weight_decay: decoupled decay, where a group has no other.
+        weight_decay: decoupled decay, where a group has no other; factors are not decayed.
         exact_steps: steps between exact steps.
 
     Raises:

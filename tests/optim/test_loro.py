@@ -113,3 +113,12 @@ def test_a_saved_state_goes_on(tmp_path):
         step(optimizer, number)
         step(resumed, number)
     assert torch.equal(b, other_b) and torch.equal(a, other_a)
+
+
+def test_factors_are_not_decayed():
+    moved = []
+    for decay in (0.0, 0.5):
+        b, a, optimizer = pair(1.0, exact_steps=9, weight_decay=decay)
+        step(optimizer, 1)
+        moved.append(b.detach())
+    assert torch.equal(*moved)
