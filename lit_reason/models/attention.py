@@ -33,6 +33,7 @@ from lit_reason.errors import UserError
 
 TRANSFORMERS_NAME = {"flex": "flex_attention"}
 UNDERSTOOD_LAYERS = {"full_attention", "sliding_attention"}
+NO_SOFTCAP = "has no score softcap, which this model uses"
 
 _packed: ContextVar[bool] = ContextVar("lit_reason_packed", default=False)
 
@@ -298,7 +299,7 @@ def _obstacles(model: PreTrainedModel, text: Any, on_cuda: bool) -> dict[str, st
     elif model.dtype not in (torch.bfloat16, torch.float16):
         reasons["varlen"] = f"needs bfloat16 or float16, the model is {model.dtype}"
     elif cap is not None:
-        reasons["varlen"] = "has no score softcap, which this model uses"
+        reasons["varlen"] = NO_SOFTCAP
     else:
         try:
             from torch.nn.attention.varlen import varlen_attn  # noqa: F401
@@ -306,6 +307,8 @@ def _obstacles(model: PreTrainedModel, text: Any, on_cuda: bool) -> dict[str, st
             reasons["varlen"] = f"torch {torch.__version__} does not have it"
     if not getattr(model, "_supports_sdpa", False):
         reasons["sdpa"] = f"{type(model).__name__} does not support it"
+    elif cap is not None:  # transformers 5.17 lets it through, and leaves the cap out
+        reasons["sdpa"] = NO_SOFTCAP
     if not on_cuda:
         reasons["flex"] = "its backward pass needs a CUDA device"
     elif not getattr(model, "_supports_flex_attn", False):
