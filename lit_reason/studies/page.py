@@ -93,14 +93,12 @@ def study_page(study: Study, results: Sequence[CellResult], table: Sequence[Row]
 
 def _part(study: Study, title: str, part: Sequence[Row]) -> Section:
     head = headings(study)
-    grid: list[list[Any]] = []
-    for row in part:
-        line: list[Any] = list(cells_of(study, row))
-        if row.envelope is not None and _is_share(study):
-            line[1:3] = [Interval(row.score, *row.envelope), None]
-        grid.append([*line[:2], *line[3:]] if _is_share(study) else line)
-    if _is_share(study):
-        head = [*head[:2], *head[3:]]
+    grid: list[list[Any]] = [list(cells_of(study, row)) for row in part]
+    if _is_share(study):  # one cell shows a share and its interval
+        head.pop(2)
+        for line, row in zip(grid, part, strict=True):
+            line.pop(2)
+            line[1] = line[1] if row.envelope is None else Interval(row.score, *row.envelope)
     figures = [_cost_plot(study, title, part, "trained_tokens", "trained tokens")]
     figures.append(_cost_plot(study, title, part, "cpu_seconds", "CPU seconds of training"))
     table = Table(head, grid, text_columns=2)
