@@ -8,6 +8,7 @@ allocated once, so memory is `rows * V` instead of `S * V`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from lit_reason.kernels.row_passes import Transform
 
 ROWS_ON_CPU = 512
 CUDA_CHUNK_BYTES = 2**30
+WIDE_PRODUCT_BYTES = 2**28  # of a float32 product that is added to a sum afterwards, where torch cannot do both in one
 
 
 class Settings(NamedTuple):
@@ -153,7 +155,9 @@ class HeadChunks:
         self._weight = weight.detach().to(settings.compute)
         # A CPU has no product of 16-bit operands with an unrounded result: there the operands are widened.
         self._factor = self._weight if hidden.device.type == "cuda" else self._weight.to(settings.logits)
-        self._logits = hidden.new_empty((self.parts[0].stop if self.parts else 0, V), dtype=settings.logits)
+        # Rows that begin at a multiple of 16 logits: Triton's row passes then move 128 bits at a time.
+        width = -(-V // 16) * 16 if settings.backend == "triton" else V
+        self._logits = hidden.new_empty((self.parts[0].stop if self.parts else 0, width), dtype=settings.logits)[:, :V]
         want_hidden, want_weight, want_bias = wanted
         self._d_hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if want_hidden else None
         self._d_bias = hidden.new_zeros(V, dtype=settings.stats) if want_bias else None
@@ -205,6 +209,26 @@ def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
     if total.dtype == a.dtype:
         total.addmm_(a, b)
     elif total.device.type == "cuda":
-        total.add_(torch.mm(a, b, out_dtype=total.dtype))
+        _add_wide_product_(total, a, b)
     else:
         total.add_(torch.mm(a, b))
+
+
+def _add_wide_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b on a GPU, for 16-bit a and b: nothing is rounded to 16 bits, nothing as large as total is made."""
+    if _adds_wide(total.device, a.dtype):
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+        return
+    for part in parts_of(len(total), max(1, WIDE_PRODUCT_BYTES // (total.shape[1] * total.itemsize))):
+        total[part].add_(torch.mm(a[part], b, out_dtype=total.dtype))
+
+
+@functools.cache
+def _adds_wide(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this torch adds a product of 16-bit operands to a float32 matrix in place; older ones do not."""
+    total, operand = torch.zeros(16, 16, device=device), torch.ones(16, 16, dtype=dtype, device=device)
+    try:
+        torch.addmm(total, operand, operand, out_dtype=total.dtype, out=total)
+    except RuntimeError:
+        return False
+    return True

@@ -119,7 +119,7 @@ def _type(name: str, dtype: str) -> str:
     return {"targets": "*i64", "hit_out": "*i1"}.get(name, "*fp32")
 
 
-def count(cubin: bytes, shared: int, tools: Path) -> dict[str, int]:
+def count(cubin: bytes, shared: int, tools: Path) -> dict[str, int | list[int]]:
     """What a compiled kernel uses and which instructions it is made of.
 
     Args:
@@ -133,7 +133,13 @@ def count(cubin: bytes, shared: int, tools: Path) -> dict[str, int]:
         commands = ([tools / "cuobjdump", option, file.name] for option in ("-res-usage", "-sass"))
         usage, listing = (subprocess.run(c, capture_output=True, text=True, check=True).stdout for c in commands)
     used = {key: int(number) for key, number in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
-    kinds = collections.Counter(re.findall(r"/\*[0-9a-f]{4,5}\*/ +(?:@!?U?P\d+ +)?([A-Z][A-Z0-9_.]+)", listing))
+    lines = re.findall(r"/\*([0-9a-f]{4,5})\*/ +(?:@!?U?P\d+ +)?([A-Z][A-Z0-9_.]+)([^;]*);", listing)
+    kinds = collections.Counter(kind for _, kind, _ in lines)
+    loops = []
+    for address, kind, operands in lines:
+        target = re.search(r"0x([0-9a-f]+)", operands) if kind.startswith("BRA") else None
+        if target and int(target[1], 16) < int(address, 16):
+            loops.append([k for a, k, _ in lines if int(target[1], 16) <= int(a, 16) <= int(address, 16)])
 
     def starting(*names: str, wide: bool = False) -> int:
         return sum(n for kind, n in kinds.items() if kind.split(".")[0] in names and (not wide or ".128" in kind))
@@ -148,10 +154,12 @@ def count(cubin: bytes, shared: int, tools: Path) -> dict[str, int]:
         "stores_128": starting("STG", wide=True),
         "tensor_core": starting("HMMA", "HGMMA", "QGMMA", "UTCHMMA"),
         "instructions": sum(kinds.values()),
+        "loops": [len(loop) for loop in loops],
+        "barriers_in_loops": sum(kind.startswith("BAR") for loop in loops for kind in loop),
     }
 
 
-def census() -> dict[str, dict[str, int]]:
+def census() -> dict[str, dict]:
     """All variants on all their architectures."""
     import triton
 

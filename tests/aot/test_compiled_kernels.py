@@ -54,6 +54,7 @@ def test_limits(name, census):
     assert row["registers"] * 32 * WARPS <= 65536
     assert row["shared"] <= SHARED_LIMIT[arch]
     assert row["tensor_core"] == 0  # products are cuBLAS's
+    assert row["loops"] and row["barriers_in_loops"] == 0  # threads meet at the end of a row, not before
     # A thread holds two lanes of a row, or one of each row of a pair, whose statistics read the rows twice. In the last
     # block of a row that is not a multiple of 16, loads must be narrow.
     tail = 2 if variant.aligned else 0

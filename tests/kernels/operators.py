@@ -18,7 +18,7 @@ from lit_reason.kernels.divergence import linear_divergence
 from lit_reason.kernels.head_loss import linear_token_loss
 from lit_reason.kernels.token_logprobs import token_logprobs
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 NARROW = ("hidden", "weight", "bias", "hidden_t", "weight_t", "hidden_ref")  # cast to the case's dtype
 LEAVES = ("hidden", "weight", "bias", "token_weight")
 
