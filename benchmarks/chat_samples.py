@@ -67,7 +67,7 @@ def chat_samples(vocabulary: int, count: int = 64, seed: int = 0) -> list[Sample
     """
     rng = np.random.default_rng(seed)
     lengths = rng.lognormal(np.log(MEAN_LENGTH) - SPREAD**2 / 2, SPREAD, count)
-    lengths = np.clip(np.rint(lengths), SHORTEST, LONGEST).astype(int)
+    lengths = np.clip(np.rint(lengths), SHORTEST, LONGEST).astype(int).tolist()
     return [Sample(rng.integers(3, vocabulary, n).tolist(), n - round(TRAINED_SHARE * n)) for n in lengths]
 
 

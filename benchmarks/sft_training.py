@@ -4,7 +4,7 @@
 A round is one batch: every case trains the same 8 samples, from the same weights, after the same batches. Each case
 runs in two processes of four batches; in the second half the order of the cases is reversed.
 
-    python -m benchmarks.sft_training [--threads 2]
+    python -m benchmarks.sft_training [--threads 2] [--profile]
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def train(config: dict[str, Any], batches: list[list[Sample]], threads: int) -> 
         threads: of torch.
 
     Returns:
-        `steps` (seconds of each timed step), `losses` of all steps, and `peak_mib`.
+        `steps` (seconds of each timed step), `losses` of all steps, `peak_mib`, and `floor_s`: what the matrix products
+        of the timed steps would take at the rate of large square ones, measured right after.
     """
     import lightning as L
     import numpy as np
@@ -52,6 +53,7 @@ def train(config: dict[str, Any], batches: list[list[Sample]], threads: int) -> 
     from lit_reason.data.cache import TokenStore, write_store
     from lit_reason.data.loader import BinSampler, PackLoader
     from lit_reason.data.token_row import Segment, TokenRow
+    from lit_reason.metrics.flops import matmul_rate, model_flops
     from lit_reason.models.config import ModelConfig
     from lit_reason.regimes.sft.regime import SFTRegime
 
@@ -92,8 +94,14 @@ def train(config: dict[str, Any], batches: list[list[Sample]], threads: int) -> 
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(SFTRegime(ModelConfig(config=config), optim), PackLoader(store, order))
-    return {"steps": steps, "losses": losses, "peak_mib": peak_mib()}
+        regime = SFTRegime(ModelConfig(config=config), optim)
+        trainer.fit(regime, PackLoader(store, order))
+    peak, cost = peak_mib(), model_flops(regime.lm.hf)
+    assert cost is not None
+    trained = [sum(len(s.ids) - s.prompt for s in batch) for batch in batches[1:]]
+    flops = sum(cost.step([len(s.ids) for s in b], n) for b, n in zip(batches[1:], trained, strict=True))
+    floor = flops / matmul_rate(torch.device("cpu"), torch.float32, 1.0)
+    return {"steps": steps, "losses": losses, "peak_mib": peak, "floor_s": floor}
 
 
 def work(config: dict[str, Any], which: list[int], *, by_length: bool = False) -> list[list[Sample]]:
@@ -102,12 +110,24 @@ def work(config: dict[str, Any], which: list[int], *, by_length: bool = False) -
     return [warm_up(config["vocab_size"]), *(batches[i] for i in which)]
 
 
+def profile(config: dict[str, Any], threads: int) -> dict[str, float]:
+    """Share of each operator in the time of a warm-up step and one batch of 448 tokens, largest first."""
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        train(config, work(config, [1]), threads)
+    times = {e.key: e.self_cpu_time_total for e in profiled.key_averages()}
+    whole = sum(times.values())
+    return {key: time / whole for key, time in sorted(times.items(), key=lambda kv: -kv[1])[:25]}
+
+
 def arguments() -> argparse.ArgumentParser:
     """Arguments of one case, ours or a peer's."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--case", choices=[case.name for case in CASES])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batches", default="0,1", help=argparse.SUPPRESS)
+    parser.add_argument("--profile", action="store_true", help="record where the time of our case goes instead")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     return parser
 
@@ -130,14 +150,18 @@ def summarise(runs: Runs, vocabulary: int) -> dict[str, Any]:
         order = [i for half in HALVES[: len(halves)] for i in half]
         trained = [sum(len(s.ids) - s.prompt for s in batches[i]) for i in order]
         tokens = [sum(len(s.ids) for s in batches[i]) for i in order]
+        padded = [BATCH_ROWS * max(len(s.ids) for s in batches[i]) for i in order]
+        through = tokens if case.name in ("lit_reason", "trl padding-free") else padded
         steps = [step for f in halves if f for step in f["steps"]]
-        row: dict[str, Any] = {"what": case.what, "tokens": sum(tokens), "trained_tokens": sum(trained)}
+        row: dict[str, Any] = {"what": case.what, "tokens": sum(through), "trained_tokens": sum(trained)}
         for unit in ("wall_s", "cpu_s"):
             row[unit] = sum(step[unit] for step in steps)
             row[f"trained_tokens_per_{unit}"] = sum(trained) / row[unit]
             row[f"by_batch_per_{unit}"] = [n / step[unit] for n, step in zip(trained, steps, strict=True)]
         row["peak_mib"] = spread([f["peak_mib"] for f in halves if f])
         row["losses"] = [f["losses"] for f in halves if f]
+        if floors := [f["floor_s"] for f in halves if f and "floor_s" in f]:
+            row["floor_s"], row["of_floor"] = sum(floors), row["wall_s"] / sum(floors)
         result[case.name] = row
     ours = result["lit_reason"]
     for name, row in result.items():
@@ -179,6 +203,10 @@ def main() -> None:
     if options.case:
         batches = work(config, [int(i) for i in options.batches.split(",")])
         print(json.dumps(train(config, batches, options.threads)))
+        return
+    if options.profile:
+        shares = profile(config, options.threads)
+        print(record("sft_profile", {"threads": options.threads, "shares": shares}))
         return
     tiny = ["--tiny"] if options.tiny else []
     runs = run_rounds(

@@ -34,6 +34,7 @@ def test_ours_and_the_padded_trainer_see_the_same_losses():
     assert len(ours["losses"]) == 3
     assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
     assert len(set(ours["losses"])) == 3
+    assert 0 < ours["floor_s"] < sum(step["wall_s"] for step in ours["steps"])
 
 
 @pytest.mark.parametrize("case", ["trl padded", "trl padding-free"])
@@ -50,7 +51,8 @@ def test_the_summary_divides_tokens_by_seconds_over_all_batches():
         return {"steps": [{"wall_s": s, "cpu_s": 2 * s} for s in seconds], "peak_mib": mib, "losses": list(losses)}
 
     runs = Runs({case.name: [None, None] for case in sft_training.CASES})
-    runs.figures["lit_reason"] = [half([1, 1, 1, 1], 100), half([1, 1, 1, 1], 300)]
+    ours = [half([1, 1, 1, 1], 100), half([1, 1, 1, 1], 300)]
+    runs.figures["lit_reason"] = [{**figures, "floor_s": 1.25} for figures in ours]
     runs.figures["hf padded"] = [half([2, 2, 2, 2], 400), half([4, 4, 4, 4], 400, (2.0, 1.25))]
     runs.failures = {"trl padded": "why"}
     result = sft_training.summarise(runs, TINY["vocab_size"])
@@ -59,6 +61,7 @@ def test_the_summary_divides_tokens_by_seconds_over_all_batches():
     assert hf["trained_tokens_per_wall_s"] == pytest.approx(trained / 24)
     assert hf["speedup_of_lit_reason_wall_s"] == pytest.approx(3.0)
     assert hf["speedup_by_batch_cpu_s"] == pytest.approx({"median": 3.0, "min": 2.0, "max": 4.0})
+    assert result["lit_reason"]["of_floor"] == pytest.approx(8 / 2.5) and "of_floor" not in hf
     assert hf["memory_of_lit_reason"] == pytest.approx(0.5)
     assert hf["largest_loss_difference"] == pytest.approx(0.2)
     assert result["trl padded"]["failed"] == "why"

@@ -1,0 +1,149 @@
+"""Tables of the newest results, written into docs/peers.md between its markers.
+
+python -m benchmarks.report
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import RESULTS
+
+PAGE = Path(__file__).parents[1] / "docs" / "peers.md"
+MARKED = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def newest(name: str, folder: Path = RESULTS) -> tuple[str, dict[str, Any]] | None:
+    """File name and content of the newest result of that name, or None.
+
+    Args:
+        name: as given to `benchmarks.record.record`.
+        folder: of the results.
+    """
+    found = sorted(folder.glob(f"20??-??-??-{name}.json"))
+    return (found[-1].name, json.loads(found[-1].read_text())) if found else None
+
+
+def sft_training(result: dict[str, Any]) -> list[str]:
+    """C1: rates, speed-ups, memory and losses by case."""
+    heads = (
+        "case",
+        "tokens through the model",
+        "trained tokens/s",
+        "per CPU second",
+        "lit_reason is faster by (by batch)",
+        "in CPU seconds",
+        "peak memory",
+        "lit_reason needs of it",
+        "losses differ by",
+    )
+    rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, row in result["cases"].items():
+        if "failed" in row:
+            rows.append(f"| {name} | did not run: {row['failed']} |" + " |" * (len(heads) - 2))
+            continue
+        gap = row.get("largest_loss_difference")
+        cells = (
+            f"{name}: {row['what']}",
+            f"{row['tokens']:,}",
+            f"{row['trained_tokens_per_wall_s']:.1f}",
+            f"{row['trained_tokens_per_cpu_s']:.1f}",
+            f"{row['speedup_of_lit_reason_wall_s']:.2f} ({_range(row['speedup_by_batch_wall_s'])})",
+            f"{row['speedup_of_lit_reason_cpu_s']:.2f} ({_range(row['speedup_by_batch_cpu_s'])})",
+            f"{row['peak_mib']['median']:,.0f} MiB",
+            f"{row['memory_of_lit_reason']:.2f}",
+            "other batches" if gap is None else f"{gap:.0e}",
+        )
+        rows.append("| " + " | ".join(cells) + " |")
+    ours = result["cases"]["lit_reason"]
+    if "of_floor" in ours:
+        rows += [
+            "",
+            f"Floor: lit_reason's steps take {ours['of_floor']:.2f} times what their matrix products alone would.",
+        ]
+    return rows
+
+
+def against(base: str, keys: dict[str, str]) -> Any:
+    """A table of cases, each figure with its ratio to the base.
+
+    Args:
+        base: case that the others are divided by.
+        keys: figures and their headings.
+    """
+
+    def table(result: dict[str, Any]) -> list[str]:
+        heads = [h for heading in keys.values() for h in (heading, f"of {base}")]
+        rows = [f"| case | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+        for name, row in result["cases"].items():
+            if "failed" in row:
+                rows.append(f"| {name} | did not run: {row['failed']} |" + " |" * (len(heads) - 1))
+                continue
+            cells = []
+            for key in keys:
+                ratio = row[f"{key}_ratio"]
+                cells += [_middle(row[key]), f"{ratio['median']:.2f} ({_range(ratio)})"]
+            rows.append(f"| {name}: {row['what']} | {' | '.join(cells)} |")
+        return rows
+
+    return table
+
+
+def loop_overhead(result: dict[str, Any]) -> list[str]:
+    """C6: seconds a step of each loop, against both bare ones."""
+    bare = [name for name in result["loops"] if name.startswith("bare")]
+    heads = ["CPU seconds a step", *(f"of {name}" for name in bare)]
+    rows = [f"| loop | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for name, row in result["loops"].items():
+        ratios = [row[f"ratio to {other}"]["cpu_s"] for other in bare]
+        cells = [_middle(row["cpu_s"]), *(f"{r['median']:.3f} ({_range(r)})" for r in ratios)]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
+COSTS = {"cpu_s": "CPU seconds", "wall_s": "seconds", "rise_mib": "rise of memory, MiB"}
+TABLES = {
+    "sft_training": sft_training,
+    "head_loss": against("materialised", COSTS),
+    "policy_update": against("trl", COSTS),
+    "loop_overhead": loop_overhead,
+}
+
+
+def _middle(figure: dict[str, float]) -> str:
+    return f"{figure['median']:.3g}"
+
+
+def _range(figure: dict[str, float]) -> str:
+    return f"{figure['min']:.2f} to {figure['max']:.2f}"
+
+
+def fill(page: str, folder: Path = RESULTS) -> str:
+    """The page with its tables renewed.
+
+    Args:
+        page: with blocks `<!-- name -->` ... `<!-- end -->`.
+        folder: of the results.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        found = newest(match[2], folder)
+        if found is None or "date" not in found[1]:
+            lines = ["Not recorded yet; `make bench` does it."]
+        else:
+            name, file = found
+            facts, known = file["result"], {**file["versions"], **file["result"].get("peers", {})}
+            shown = ("torch", "transformers", "lightning", "trl", "liger-kernel")
+            told = ", ".join(f"{package} {known[package]}" for package in shown if package in known)
+            machine = f"{file['machine']['cores']} cores, no GPU, {facts['threads']} threads"
+            lines = [f"`{name}`, {machine}; {told}.", *file["notes"], "", *TABLES[match[2]](facts)]
+        return match[1] + "\n".join(lines) + "\n" + match[3]
+
+    return MARKED.sub(block, page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(fill(PAGE.read_text()))
