@@ -136,7 +136,7 @@ def main() -> None:
     runs = run_rounds(CASES, options.rounds, lambda turn: ["--seed", str(turn), *tiny], options.threads)
     result = compare(runs, CASES, "materialised", ["cpu_s", "wall_s", "rise_mib", "loss", "gradient"])
     if not options.tiny:
-        print(record("head_loss", {"threads": options.threads, "peers": peer_versions(), "cases": result}))
+        print(record("head_loss_peers", {"threads": options.threads, "peers": peer_versions(), "cases": result}))
 
 
 if __name__ == "__main__":

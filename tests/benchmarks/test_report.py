@@ -10,7 +10,7 @@ from benchmarks import report, sft_training
 from benchmarks.chat_samples import TINY
 from benchmarks.rounds import Case, Runs, compare
 
-PAGE = "before\n<!-- head_loss -->\nold\n<!-- end -->\nafter\n"
+PAGE = "before\n<!-- head_loss_peers -->\nold\n<!-- end -->\nafter\n"
 
 
 def write(folder, name, result, date="2026-11-25"):
@@ -33,10 +33,10 @@ def head_loss_result():
 
 
 def test_a_block_is_filled_from_the_newest_file(tmp_path):
-    write(tmp_path, "head_loss", {"cases": {}}, date="2026-11-24")
-    write(tmp_path, "head_loss", head_loss_result())
+    write(tmp_path, "head_loss_peers", {"cases": {}}, date="2026-11-24")
+    write(tmp_path, "head_loss_peers", head_loss_result())
     page = report.fill(PAGE, tmp_path)
-    assert page.startswith("before\n<!-- head_loss -->\n`2026-11-25-head_loss.json`, 2 cores")
+    assert page.startswith("before\n<!-- head_loss_peers -->\n`2026-11-25-head_loss_peers.json`, 2 cores")
     assert page.endswith("<!-- end -->\nafter\n") and "old" not in page
     assert (
         "| lit_reason: one pass | 1.5 | 0.38 (0.25 to 0.50) | 1 | 0.50 (0.50 to 0.50) | 150 | 0.15 (0.10 to 0.20) |"
