@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import head_loss, policy_update
+from benchmarks import head_family, head_loss, policy_update
 from benchmarks.chat_samples import TINY
 from benchmarks.meter import cost_of
 from lit_reason.models.config import ModelConfig
@@ -81,3 +81,13 @@ def test_memory_counts_from_what_was_resident():
     assert size == 2**25
     assert 120 < cost["rise_mib"] < 200
     assert cost["wall_s"] > 0
+
+
+def test_the_ways_to_one_loss_in_the_family_agree(monkeypatch):
+    sizes = {"ROWS": 30, "WIDTH": 8, "TEACHER_WIDTH": 12, "VOCABULARY": 199}
+    for name, size in sizes.items():
+        monkeypatch.setattr(head_family, name, size)
+    losses = {case.name: head_family.run(case.name, 3, 1)["loss"] for case in head_family.CASES}
+    for kind in ("policy", "divergence", "chunks"):
+        ways = [loss for name, loss in losses.items() if name.startswith(kind)]
+        assert len(ways) > 1 and ways == pytest.approx([ways[0]] * len(ways), rel=1e-4) and ways[0] != 0
