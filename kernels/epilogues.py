@@ -68,12 +68,12 @@ def nll(tokens: Tokens) -> Tensor:
 
 
 def dft(tokens: Tokens) -> Tensor:
-    """Negative log-likelihood scaled by the token's own probability, `-sg(p) logp` (DFT, arXiv 2508.05629, eq. 9)."""
+    """Negative log-likelihood scaled by the token's own probability, `-sg(p) logp` (DFT, arXiv 2508.05629)."""
     return -tokens.logp_r.detach().exp() * tokens.logp_r
 
 
 def unlikelihood(tokens: Tokens) -> Tensor:
-    """`-log(1 - p)` (arXiv 1908.04319, eq. 3); 1 - p is taken as at least 1e-6, in the derivative too."""
+    """`-log(1 - p)` (arXiv 1908.04319); 1 - p is taken as at least 1e-6, in the derivative too."""
     rest = -torch.expm1(tokens.logp_r)
     return -torch.log(rest + (rest.clamp(min=LEAST_REST) - rest).detach())
 
@@ -88,7 +88,7 @@ def ppo_clip(
 ) -> Epilogue:
     """Clipped surrogate of PPO and GRPO, `-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)` (arXiv 1707.06347, eq. 7).
 
-    With `dual_clip` c, terms of negative advantage are bounded by `-c A` (arXiv 1912.09729, eq. 5).
+    With `dual_clip` c, terms of negative advantage are bounded by `-c A` (arXiv 1912.09729).
 
     Args:
         advantage_S: advantage A of each row.
@@ -113,7 +113,7 @@ def ppo_clip(
 
 
 def cispo(advantage_S: Tensor, old_logp_S: Tensor | None = None, *, clip_high: float = 2.0) -> Epilogue:
-    """`-sg(min(r, 1 + clip_high)) A logp`: the ratio is bounded, no token is dropped (CISPO, arXiv 2506.13585, eq. 4).
+    """`-sg(min(r, 1 + clip_high)) A logp`: the ratio is bounded, no token is dropped (CISPO, arXiv 2506.13585).
 
     Args:
         advantage_S: advantage A of each row.
