@@ -61,7 +61,7 @@ def linear_divergence(
     `fkl` is KL(teacher, student), `rkl` is KL(student, teacher), `jsd` is the generalised Jensen-Shannon divergence
     beta KL(teacher, M) + (1 - beta) KL(student, M) with M = beta teacher + (1 - beta) student (GKD, arXiv 2306.13649).
     Gradients reach the student's tensors and `token_weight_S`, never the teacher's. As in `linear_token_loss`, divisors
-    belong into `token_weight_S` (that includes a factor temperature^2, where one is wanted), and the gradients are handed
+    belong into `token_weight_S` (that includes a factor temperature^2, where one is wanted); the gradients are handed
     over in the first backward pass.
 
     Args:
