@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_reason.cli.command_parser import CommandParser
-from lit_reason.cli.door import OTHER_VERBS, TRAINER_VERBS, VERBS
+from lit_reason.cli.door import OTHER_VERBS, TRAINER_VERBS, VERBS, module_of
 from lit_reason.cli.recipes import find_recipes
 
 COMMON = ("--config", "--print_config", "--help", "--ckpt_path", "--seed_everything", "--model", "--data")
@@ -60,7 +60,7 @@ def verb_options() -> dict[str, list[str]]:
     """Long options of each verb that has a parser of its own; none of them imports anything heavy for it."""
     found = {}
     for verb in OTHER_VERBS.keys() - {"list", "show", *LIKE_FIT}:
-        module = importlib.import_module(f"lit_reason.cli.{verb}")
+        module = importlib.import_module(module_of(verb))
         found[verb] = module.build_parser().options()
     found["inspect"].append("--split")  # with --config alone
     return dict(sorted(found.items()))

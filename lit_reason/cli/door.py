@@ -31,6 +31,7 @@ OTHER_VERBS = {
     "consolidate": "one file of a checkpoint folder that several processes wrote",
     "condense": "shorten the reasoning traces of a file",
     "edges": "which part of the traces carries the answer: head, middle or tail",
+    "verify-rollouts": "check recorded rollouts, and compare them with a model",
     "new": "write the files of a new training method",
     "list": "the recipes that come with the program",
     "show": "print a recipe",
@@ -42,7 +43,7 @@ GROUPS = (
     ("Run a recipe", tuple(TRAINER_VERBS)),
     ("Start here", ("demo", "list", "show", "plan", "doctor")),
     ("Compare", ("tournament",)),
-    ("Data", ("inspect", "condense", "edges")),
+    ("Data", ("inspect", "condense", "edges", "verify-rollouts")),
     ("Many processes", ("launch", "consolidate")),
     ("Extend", ("new",)),
     ("Comfort", ("schema", "completion")),
@@ -73,6 +74,15 @@ Examples
 
 Every verb explains itself with --help. `--config` takes a file or the name of a recipe, and may be repeated:
 later files win, and options win over files."""
+
+
+def module_of(verb: str) -> str:
+    """The module of a verb that needs no trainer.
+
+    Args:
+        verb: one of `OTHER_VERBS`.
+    """
+    return f"lit_reason.cli.{verb.replace('-', '_')}"
 
 
 def help_text() -> str:
@@ -154,7 +164,7 @@ def dispatch(argv: Sequence[str]) -> int:
     if verb in here:
         return here[verb](rest)
     if verb in OTHER_VERBS:
-        return importlib.import_module(f"lit_reason.cli.{verb}").main(rest) or 0
+        return importlib.import_module(module_of(verb)).main(rest) or 0
     if verb.startswith("-"):
         raise UserError(f"the verb comes first: lit-reason VERB {verb} ...; verbs: {', '.join(VERBS)}")
     raise UserError(f"no verb {verb!r}{did_you_mean(verb, VERBS)}; verbs: {', '.join(VERBS)}")

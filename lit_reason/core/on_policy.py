@@ -17,6 +17,7 @@ import torch
 from lit_reason.core.config import OptimConfig
 from lit_reason.core.ranks import from_all_ranks
 from lit_reason.core.regime import Regime
+from lit_reason.core.run_folder import run_folder
 from lit_reason.data.rendering.stop_tokens import known_stop_ids
 from lit_reason.envs.task_data import TaskBatch
 from lit_reason.errors import UserError
@@ -28,7 +29,7 @@ from lit_reason.rollout.engine import Engine
 from lit_reason.rollout.observations import ObservationEncoder
 from lit_reason.rollout.play import Player
 from lit_reason.rollout.policy_pack import Credited, PolicyPack, loss_weights, policy_packs
-from lit_reason.rollout.trajectory import Trajectory
+from lit_reason.rollout.trajectory import Trajectory, write_ledger
 
 UPDATE_FIGURES = ("loss", "ratio", "clipped", "kl", "entropy", "logprob_gap")
 ROUND_FIGURES = (
@@ -169,6 +170,12 @@ class OnPolicyRegime(Regime):
             batch.tasks, policy_version=self.trainer.global_step, seed=batch.number, progress=True
         )
         self.record_round(self.round_meter, rollouts)
+        if self.dialogue.keep_every and batch.number % self.dialogue.keep_every == 0:
+            rank = self.trainer.global_rank
+            name = "rollouts.jsonl" if rank == 0 else f"rollouts-{rank}.jsonl"
+            folder = run_folder(self.trainer)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_ledger(folder / name, rollouts)
         c = self.policy
         weights, own = loss_weights(rollouts, c.average, longest=self.dialogue.total_tokens, truncated=c.truncated)
         norm = sum(from_all_ranks(own)) or 1.0  # nothing to train on anywhere: the loss is 0 all the same

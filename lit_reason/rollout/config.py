@@ -42,6 +42,7 @@ class DialogueConfig:
         answer_tokens: room that is always kept for the last turn.
         total_tokens: most tokens of a rollout, prompt included.
         observation_role: role of the message that carries an observation in the chat template.
+        keep_every: write the rollouts of every so many rounds to `rollouts.jsonl` in the run folder; 0 writes none.
         timeout_s: seconds after which an environment that does not answer has failed.
     """
 
@@ -52,4 +53,5 @@ class DialogueConfig:
     answer_tokens: int = 64
     total_tokens: int = 2048
     observation_role: str = "user"
+    keep_every: int = 0
     timeout_s: float = 30.0
