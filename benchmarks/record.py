@@ -20,12 +20,13 @@ PEERS = ("trl", "datasets", "liger-kernel", "cut-cross-entropy")
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and Python of this machine."""
+    """Processor, cores, memory and Python of this machine, and how many processes wanted to run in the last minutes."""
     names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
     return {
         "processor": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load_15_minutes": round(os.getloadavg()[2], 1),
         "python": platform.python_version(),
         "system": platform.system(),
     }

@@ -138,7 +138,9 @@ def fill(page: str, folder: Path = RESULTS) -> str:
             facts, known = file["result"], {**file["versions"], **file["result"].get("peers", {})}
             shown = ("torch", "transformers", "lightning", "trl", "liger-kernel")
             told = ", ".join(f"{package} {known[package]}" for package in shown if package in known)
-            machine = f"{file['machine']['cores']} cores, no GPU, {facts['threads']} threads"
+            cores, load = file["machine"]["cores"], file["machine"].get("load_15_minutes", 0.0)
+            busy = f" (busy with other work too: load {load})" if load > 2 * cores else ""
+            machine = f"{cores} cores, no GPU, threads: {facts['threads']}{busy}"
             lines = [f"`{name}`, {machine}; {told}.", *file["notes"], "", *TABLES[match[2]](facts)]
         return match[1] + "\n".join(lines) + "\n" + match[3]
 
