@@ -37,12 +37,15 @@ class ReasonTrainer(Trainer):
     recipe: Mapping[str, Any] | None = None
 
     def __init__(self, *args: Any, use_distributed_sampler: bool = False, **kwargs: Any) -> None:
+        callbacks = kwargs.get("callbacks")
+        wanted = callbacks if isinstance(callbacks, list) else [callbacks]
+        own_bar = any(isinstance(c, ProgressBar) for c in wanted)  # Lightning appends to this list
         super().__init__(*args, use_distributed_sampler=use_distributed_sampler, **kwargs)
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:
             self.strategy.checkpoint_io = WholeFileIO()
         self.loggers = [MetricsFile.like(logger) for logger in self.loggers]
         given: list[Any] = self.callbacks  # type: ignore[has-type]
-        if not any(isinstance(c, ProgressBar) for c in _listed(kwargs.get("callbacks"))):
+        if not own_bar:
             # Lightning's own choice, where `rich` is installed, counts epochs to -2 when only max_steps is given.
             given = [TQDMProgressBar() if isinstance(c, RichProgressBar) else c for c in given]
         savers = [c for c in given if isinstance(c, Checkpoint)]
@@ -143,8 +146,6 @@ class ReasonTrainer(Trainer):
         with complete_or_absent(folder / name) as unfinished, unfinished.open("w", encoding="utf-8") as file:
             for record in (r for batch in batches or [] for r in batch):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        if self.is_global_zero:
+            print(f"predictions  {folder / name}")
         return batches
-
-
-def _listed(callbacks: Any) -> list[Any]:
-    return callbacks if isinstance(callbacks, list) else [callbacks]

@@ -112,6 +112,10 @@ class TraceData(LightningDataModule):
             raise UserError("data.test_file is missing: give the file to test on, --data.test_file FILE")
         if stage == "validate" and not self.has_val:
             raise UserError("nothing to validate on: give data.val_file, or data.holdout with data.train_file")
+        if stage == "predict" and not self.files["predict"] and not self.has_val:
+            raise UserError(
+                "nothing to answer: give data.predict_file, or data.val_file, or data.holdout with train_file"
+            )
         wanted: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "val"),
             "validate": ("val",),

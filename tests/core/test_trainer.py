@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar, TQDMProgressBar
 
 from lit_reason.core.trainer import ReasonTrainer
 
@@ -12,6 +12,7 @@ from lit_reason.core.trainer import ReasonTrainer
     ("settings", "kind"),
     [
         ({}, TQDMProgressBar),
+        ({"callbacks": [Callback()]}, TQDMProgressBar),
         ({"callbacks": RichProgressBar()}, RichProgressBar),
         ({"callbacks": [RichProgressBar()]}, RichProgressBar),
         ({"enable_progress_bar": False}, type(None)),

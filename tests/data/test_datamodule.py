@@ -148,6 +148,13 @@ def test_a_missing_file_is_named_with_its_neighbour(make, tmp_path):
         make(train_file=str(tmp_path / "trace.jsonl"))
     with pytest.raises(UserError, match="train_file is missing"):
         make(train_file=None)
+    for stage, words in (
+        ("test", "test_file is missing"),
+        ("validate", "nothing to validate"),
+        ("predict", "nothing to"),
+    ):
+        with pytest.raises(UserError, match=words):
+            make(stage)
 
 
 def test_the_cache_is_keyed_by_what_matters(make, tmp_path, tokenizer):

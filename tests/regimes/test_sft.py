@@ -175,6 +175,7 @@ def test_evaluate_and_predict_answer_the_held_out_problems(folder, tmp_path, cap
     assert "pass@1" in capsys.readouterr().out
     cli = build("predict", arguments(folder, tmp_path, **extra))
     cli.trainer.predict(cli.model, datamodule=cli.datamodule)
+    assert f"predictions  {Path(cli.trainer.log_dir) / 'predictions.jsonl'}" in capsys.readouterr().out
     lines = (Path(cli.trainer.log_dir) / "predictions.jsonl").read_text().splitlines()
     assert len(lines) == len(cli.datamodule.eval_prompts())
 
