@@ -106,13 +106,14 @@ def _part(study: Study, title: str, part: Sequence[Row]) -> Section:
 
 
 def _cost_plot(study: Study, title: str, part: Sequence[Row], cost: str, label: str) -> Figure | None:
-    """Score against cost: one dot an arm, with its interval as a band of no width."""
+    """Score against cost: one dot an arm, as far as there are colours, with its interval."""
     curves = [
         Curve(row.arm, [(row.costs[cost], row.score)], colour, markers=True, band=_whisker(row, cost, part))
-        for row, colour in zip(part, _colours(), strict=False)
+        for row, colour in zip(part, COLOURS, strict=False)
         if cost in row.costs
     ]
-    return line_plot(f"{study.score} by {label}", curves, x_label=label, percent=_is_share(study), note=title)
+    note = title if len(part) <= len(COLOURS) else f"{title}; the first {len(COLOURS)} arms"
+    return line_plot(f"{study.score} by {label}", curves, x_label=label, percent=_is_share(study), note=note)
 
 
 def _whisker(row: Row, cost: str, part: Sequence[Row]) -> list[tuple[float, float, float]]:

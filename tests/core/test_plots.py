@@ -99,3 +99,11 @@ def test_any_finite_curve_draws(values, smooth, from_zero):
 )  # fmt: skip
 def test_short_numbers(value, text):
     assert short(value) == text
+
+
+@pytest.mark.parametrize(("xs", "fractions"), [([0.0, 0.25, 0.5, 1.0], True), ([0.0, 1.0, 2.0, 3.0], False)])
+def test_the_horizontal_axis_has_fractions_where_the_points_have(xs, fractions):
+    figure = line_plot("p", [Curve("a", [(x, 10.0) for x in xs])], from_zero=True)
+    ticks = [float(tick) for tick in re.findall(r">([\d.]+)</text>", figure.svg)]
+    below = [tick for tick in ticks if 0 < tick < 1]
+    assert bool(below) == fractions, ticks
