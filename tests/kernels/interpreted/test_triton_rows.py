@@ -1,5 +1,6 @@
 """The Triton kernels, run by Triton's interpreter, on the table of row-pass cases and on what only they promise."""
 
+import itertools
 import math
 
 import pytest
@@ -10,15 +11,20 @@ from row_cases import CASES, KINDS, check_divergence, check_statistics, draw
 from lit_reason.kernels import row_passes, triton_rows
 from lit_reason.kernels.row_passes import Transform
 
-SLOW = pytest.mark.slow
-ALWAYS = ("V=7", "V=33", "bias", "softcap", "ties", "masked columns")  # in all dtypes; the rest of those is slow
-TABLE = [
-    pytest.param(
-        name, dtype, marks=[] if dtype == torch.float32 or name in ALWAYS else SLOW, id=f"{name}-{str(dtype)[6:]}"
-    )
-    for name in CASES
-    for dtype in (torch.float32, torch.float16, torch.bfloat16)
-]
+IN_ALL_DTYPES = ("V=7", "V=33", "bias", "softcap", "ties", "masked columns")
+OF_PAIRS = ("V=1", "V=16", "V=33", "cold", "saturated", "one hot", "masked under a cap", "V=1000")
+
+
+def table(in_all_dtypes, in_float32):
+    """Every case in every dtype; those that are not named are slow."""
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    quick = {(name, dtype) for name in in_all_dtypes for dtype in dtypes} | {
+        (name, torch.float32) for name in in_float32
+    }
+    return [
+        pytest.param(*it, marks=[] if it in quick else pytest.mark.slow, id=f"{it[0]}-{str(it[1])[6:]}")
+        for it in itertools.product(CASES, dtypes)
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +41,7 @@ def seed():
     return int(torch.empty((), dtype=torch.int64).random_(2**31))
 
 
-@pytest.mark.parametrize("name, dtype", TABLE)
+@pytest.mark.parametrize("name, dtype", table(IN_ALL_DTYPES, CASES))
 def test_statistics(name, dtype, seed):
     print("seed", seed)
     it = row_cases.rounded(CASES[name](seed), dtype)
@@ -43,7 +49,7 @@ def test_statistics(name, dtype, seed):
     check_statistics(triton_rows, it, with_entropy=True)
 
 
-@pytest.mark.parametrize("name, dtype", TABLE)
+@pytest.mark.parametrize("name, dtype", table(("bias", "softcap"), OF_PAIRS))
 def test_divergences(name, dtype, seed):
     print("seed", seed)
     it = row_cases.rounded(CASES[name](seed), dtype)
