@@ -69,7 +69,7 @@ def test_the_summary_divides_tokens_by_seconds_over_all_batches():
 
 def test_the_trainer_trains_as_a_bare_loop_does():
     result = loop_overhead.measure(TINY, rounds=2, steps=2)
-    assert result["ReasonTrainer"]["largest_loss_difference"] == 0.0
+    assert result["ReasonTrainer"]["largest_loss_difference"] < 1e-6
     assert result["bare loop, plain transformers"]["largest_loss_difference"] < 1e-5
     for row in result.values():
         assert row["cpu_s"]["min"] > 0
