@@ -82,10 +82,11 @@ def _masked_under_a_cap(seed: int) -> Case:
 
 
 def _one_hot(seed: int) -> Case:
-    """One logit is so far ahead that the others have no chance; in one row it is the target."""
+    """One logit is so far ahead that the others have no chance: the target, another, or (no target) the first."""
     it = case(40, seed)
     logits = it.logits.clone()
     logits[:, 20] = 500.0
+    logits[2, 0] = 600.0
     return it._replace(logits=logits)
 
 

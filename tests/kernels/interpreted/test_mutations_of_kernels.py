@@ -78,7 +78,7 @@ MUTANTS = [
 
 def checks_of(reach: str) -> list[Callable[[], object]]:
     """The checks of the kernels a mutant reaches, those of the table first."""
-    names = ("V=33", "bias", "cold", "saturated", "ties", "masked columns", "masked under a cap", "V=32")
+    names = ("V=33", "bias", "cold", "saturated", "ties", "masked columns", "masked under a cap", "V=32", "one hot")
     table = [rounded(CASES[name](0), torch.float32) for name in names]
     if reach == "pairs":
         return [partial(check_divergence, triton_rows, it, kind, beta) for it in table for kind, beta in KINDS]
