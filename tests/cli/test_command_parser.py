@@ -8,7 +8,7 @@ import pytest
 
 from lit_reason.cli.command_parser import CommandParser
 from lit_reason.cli.completion import LIKE_FIT
-from lit_reason.cli.door import OTHER_VERBS
+from lit_reason.cli.door import OTHER_VERBS, module_of
 from lit_reason.errors import UserError
 
 
@@ -40,6 +40,6 @@ def test_refusals_name_the_nearest(argv, message):
 
 def test_every_verb_has_such_a_parser_and_help_for_each_option():
     for verb in OTHER_VERBS.keys() - {"list", "show", *LIKE_FIT}:
-        made = importlib.import_module(f"lit_reason.cli.{verb}").build_parser()
+        made = importlib.import_module(module_of(verb)).build_parser()
         assert isinstance(made, CommandParser) and made.verb == verb and made.description
         assert not [option for option in made._actions if not option.help]
