@@ -29,3 +29,9 @@ def test_every_module_stands_in_the_documented_tree():
     listed = {p for p in documented() if p.endswith(".py")}
     assert sorted(found - listed) == [], "not in docs/architecture.md"
     assert sorted(listed - found) == [], "only in docs/architecture.md"
+
+
+def test_test_files_have_names_of_their_own():
+    """Two files of one name cannot be collected in one run; nobody notices who runs one folder at a time."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
