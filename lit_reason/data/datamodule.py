@@ -112,10 +112,6 @@ class TraceData(LightningDataModule):
             raise UserError("data.test_file is missing: give the file to test on, --data.test_file FILE")
         if stage == "validate" and not self.has_val:
             raise UserError("nothing to validate on: give data.val_file, or data.holdout with data.train_file")
-        if stage == "predict" and not self.files["predict"] and not self.has_val:
-            raise UserError(
-                "nothing to answer: give data.predict_file, or data.val_file, or data.holdout with train_file"
-            )
         wanted: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "val"),
             "validate": ("val",),
@@ -264,7 +260,15 @@ class TraceData(LightningDataModule):
         return batch.to(device, non_blocking=True) if isinstance(batch, Pack) else batch
 
     def predict_dataloader(self) -> DataLoader:
-        """Prompts, 64 at a time."""
+        """Prompts, 64 at a time.
+
+        Raises:
+            UserError: there are none.
+        """
+        if not self.files["predict"] and not self.has_val:
+            raise UserError(
+                "nothing to answer: give data.predict_file, or data.val_file, or data.holdout with train_file"
+            )
         return DataLoader(self.eval_prompts(), batch_size=64, collate_fn=list)  # type: ignore[arg-type]
 
     def eval_prompts(self, limit: int | None = None) -> list[EvalPrompt]:

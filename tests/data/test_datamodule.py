@@ -148,13 +148,11 @@ def test_a_missing_file_is_named_with_its_neighbour(make, tmp_path):
         make(train_file=str(tmp_path / "trace.jsonl"))
     with pytest.raises(UserError, match="train_file is missing"):
         make(train_file=None)
-    for stage, words in (
-        ("test", "test_file is missing"),
-        ("validate", "nothing to validate"),
-        ("predict", "nothing to"),
-    ):
+    for stage, words in (("test", "test_file is missing"), ("validate", "nothing to validate")):
         with pytest.raises(UserError, match=words):
             make(stage)
+    with pytest.raises(UserError, match="nothing to answer"):
+        make("predict").predict_dataloader()
 
 
 def test_the_cache_is_keyed_by_what_matters(make, tmp_path, tokenizer):
