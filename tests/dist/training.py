@@ -27,13 +27,20 @@ class Watch(Callback):
 
     gradients, clipped = {}, {}
 
+    def on_train_start(self, trainer, pl_module):
+        """Gradients are let go of right after the step, so they are looked at where they have just been clipped."""
+        clip = pl_module.configure_gradient_clipping
+
+        def clip_and_keep(*arguments, **settings):
+            clip(*arguments, **settings)
+            if not self.clipped:
+                self.clipped = {n: whole(p.grad) for n, p in pl_module.named_parameters() if p.grad is not None}
+
+        pl_module.configure_gradient_clipping = clip_and_keep
+
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         if trainer.global_step == 0:
             self.gradients = {n: whole(p.grad) for n, p in pl_module.named_parameters() if p.grad is not None}
-
-    def on_train_batch_end(self, trainer, pl_module, *_):
-        if trainer.global_step == 1 and not self.clipped:
-            self.clipped = {n: whole(p.grad) for n, p in pl_module.named_parameters() if p.grad is not None}
 
     def on_train_end(self, trainer, pl_module):
         self.weights = {n: whole(p) for n, p in pl_module.named_parameters()}
