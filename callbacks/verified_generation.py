@@ -46,8 +46,8 @@ class VerifiedGeneration(Callback):
 
     Attributes:
         last: the newest result, None before the first.
-        history: one entry an evaluation: `step`, `epoch`, `seconds`, `cpu_seconds`, `prompts` and the logged numbers. Kept
-            in checkpoints.
+        history: one entry an evaluation: `step`, `epoch`, `seconds`, `cpu_seconds`, `prompts` and the logged numbers.
+            Kept in checkpoints.
         listeners: called with (trainer, step, result) after each evaluation, on every process.
     """
 
