@@ -2,11 +2,11 @@
 
 Shapes: r rows of one chunk, V vocabulary.
 
-Every operation of the head-loss family is matrix products around these four functions. `triton_rows` has the same
-four with the same arguments and meaning; `dispatch` chooses. Logits come as the product left them, [r, V]
-with rows of any stride, in any floating dtype; statistics are float32, or float64 for float64 logits. The distribution
-of a row is `softmax(z)` with `z = inverse_temperature * cap(logits + bias)` and `cap(a) = softcap * tanh(a / softcap)`. A
-column at -inf has probability 0 whatever the cap, and contributes 0 to every sum.
+Every operation of the head-loss family is matrix products around these four functions. `triton_rows` has the same four
+with the same arguments and meaning; `dispatch` chooses. Logits come as the product left them, [r, V] with rows of any
+stride, in any floating dtype; statistics are float32, or float64 for float64 logits. The distribution of a row is
+`softmax(z)` with `z = inverse_temperature * cap(logits + bias)` and `cap(a) = softcap * tanh(a / softcap)`. A column
+at -inf has probability 0 whatever the cap, and contributes 0 to every sum.
 """
 
 from __future__ import annotations
