@@ -1,0 +1,1 @@
+"""Losses of whole answers: functions of their log-probabilities, for any regime"""
