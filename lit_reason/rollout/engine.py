@@ -1,10 +1,10 @@
 """Multi-turn generation by the trainer's own weights: ids and log-probabilities are the truth, text is derived.
 
-Shape letters: B rows, Q new slots, V vocabulary, D width.
+Shape letters: R rows of one pass, Q new slots, V vocabulary, D width.
 
 `Engine.open` starts rows from prompts, `step` lets the model write one turn on each, `append` adds what the
 environment said, `fork` copies rows that share everything so far. The key/value cache is kept all the way; no token is
-computed twice and no chat is ever rendered again.
+computed twice and no chat is ever rendered again. A row that is done with its turn leaves the batch until the next.
 
 What is reproducible. Each turn has a random stream of its own, a function of (seed, name, rollout, turn), where the
 name says which prompt it is. What a row samples does not depend on its neighbours or on the process it is in, but for
@@ -80,6 +80,7 @@ class Engine:
         self._rows: list[_Row] = []
         self._slots: KVSlots | None = None
 
+    @torch.inference_mode(False)  # a validation's inference mode would make the cache unfit for the next pass
     def open(self, prompts: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> None:
         """Start one row for each prompt; what was open before is dropped.
 
@@ -97,6 +98,7 @@ class Engine:
         self._rows = [_Row(list(ids), (*_words(name), 0), list(ids)) for ids, name in zip(prompts, names, strict=True)]
         self._slots = KVSlots(self.lm.base.config, len(prompts), self.lm.device)
 
+    @torch.inference_mode(False)
     def fork(self, copies: int) -> None:
         """Copy each row, cache and all; the copies of row i are rows `i * copies` to `i * copies + copies - 1`.
 
@@ -105,8 +107,8 @@ class Engine:
         Args:
             copies: rows to make of each.
         """
-        with torch.inference_mode(False), torch.no_grad(), generating(self.lm.hf):
-            self._feed(())
+        with torch.no_grad(), generating(self.lm.hf):
+            self._feed(range(len(self._rows)), but=1)  # the state behind a last token is wanted for each copy
         assert self._slots is not None
         self._slots.select([i for i in range(len(self._rows)) for _ in range(copies)])
         self._rows = [
@@ -133,6 +135,7 @@ class Engine:
         self._rows[row].ids += ids
         self._rows[row].pending += ids
 
+    @torch.inference_mode(False)
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all other rows; those kept are numbered anew in the given order.
 
@@ -143,6 +146,7 @@ class Engine:
         self._slots.select(list(rows))
         self._rows = [self._rows[i] for i in rows]
 
+    @torch.inference_mode(False)
     def step(self, limits: Sequence[int], stops: Sequence[str] = ()) -> list[Turn]:
         """Let the model write one turn on every row.
 
@@ -153,7 +157,7 @@ class Engine:
         Returns:
             One turn for each row.
         """
-        with torch.inference_mode(False), torch.no_grad(), generating(self.lm.hf):
+        with torch.no_grad(), generating(self.lm.hf):
             return self._turns(limits, [s for s in stops if s])
 
     def anyone(self, busy: bool) -> bool:
@@ -190,7 +194,9 @@ class Engine:
             if not active:
                 self._idle()
                 continue
-            chosen, scores = self._draw(self._feed(active), [float(draws[i][len(ids[i])]) for i in active])
+            active, hidden_RD = self._feed(active)
+            uniforms = [float(draws[i][len(ids[i])]) for i in active]
+            chosen, scores = self._draw(self.lm.head(hidden_RD), uniforms)
             going = []
             for i, token, score in zip(active, chosen, scores, strict=True):
                 ids[i].append(token)
@@ -206,39 +212,40 @@ class Engine:
             row.turns += 1
         return [Turn(i, p, self._text(i, s), s) for i, p, s in zip(ids, logprobs, stop, strict=True)]
 
-    def _feed(self, active: Sequence[int]) -> Tensor:
-        """Run pending tokens through the model; logits behind the active rows, `[R, V]`.
+    def _feed(self, active: Sequence[int], but: int = 0) -> tuple[list[int], Tensor]:
+        """Run pending tokens of some rows through the model, the last `but` of each left out.
 
-        Other rows keep their last token pending: the state behind it is wanted when their next turn begins.
+        Returns the rows in the order of the pass, and the hidden state behind the last token of each, `[R, D]`.
         """
-        slots, rows = self._slots, self._rows
+        slots = self._slots
         assert slots is not None, "open the engine first"
-        longest = max((len(row.ids) - len(row.pending) for row in rows), default=0)
+        longest = max((len(row.ids) - len(row.pending) for row in self._rows), default=0)
         if longest < (1 - _MOST_HOLES) * slots.mask_BC.shape[1]:  # holes in every row, which closing them gets rid of
-            slots.select(list(range(len(rows))))
-        drawn = set(active)
-        take = [max(len(row.pending) - (i not in drawn), 0) for i, row in enumerate(rows)]
-        width = max(take)
+            slots.select(list(range(len(self._rows))))
+        active = slots.bring_forward(active)
+        rows = [self._rows[i] for i in active]
+        take = [len(row.pending) - but for row in rows]
+        width = max(take, default=0)
         if width < 1:
-            return torch.empty((0, 0))
-        ids_BQ = torch.zeros((len(rows), width), dtype=torch.long)
-        mask_BQ = torch.zeros((len(rows), width), dtype=torch.bool)
-        for i, (row, n) in enumerate(zip(rows, take, strict=True)):
-            ids_BQ[i, :n] = torch.tensor(row.pending[:n], dtype=torch.long)
-            mask_BQ[i, :n] = True
+            return active, torch.empty((0, 0))
+        ids_RQ = torch.zeros((len(rows), width), dtype=torch.long)
+        mask_RQ = torch.zeros((len(rows), width), dtype=torch.bool)
+        for r, (row, n) in enumerate(zip(rows, take, strict=True)):
+            ids_RQ[r, :n] = torch.tensor(row.pending[:n], dtype=torch.long)
+            mask_RQ[r, :n] = True
             row.pending = row.pending[n:]
         device = self.lm.device
-        positions_BQ = slots.reserve(mask_BQ.to(device))
+        positions_RQ = slots.reserve(mask_RQ.to(device))
         out = self._backbone(
-            input_ids=ids_BQ.to(device),
-            attention_mask=slots.mask_BC.long(),
-            position_ids=positions_BQ,
+            input_ids=ids_RQ.to(device),
+            attention_mask=slots.mask_BC[: len(rows)].long(),
+            position_ids=positions_RQ,
             past_key_values=slots.cache,
             use_cache=True,
             return_dict=True,
         )
-        last_R = torch.tensor([take[i] - 1 for i in active], dtype=torch.long, device=device)
-        return self.lm.head(out.last_hidden_state[list(active), last_R])
+        last_R = torch.tensor(take, device=device) - 1
+        return active, out.last_hidden_state[torch.arange(len(rows), device=device), last_R]
 
     def _draw(self, logits_RV: Tensor, uniforms: Sequence[float]) -> tuple[list[int], list[float]]:
         s = self.sampling

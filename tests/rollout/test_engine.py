@@ -77,6 +77,23 @@ def test_no_token_is_computed_twice():
     assert sum(seen) == sum(len(row) for row in rows) - pending - shared
 
 
+def test_a_row_that_is_done_leaves_the_batch():
+    run, rows = engine(stop_ids=(99,)), []
+    run.lm.base.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    run.open(PROMPTS)
+    run.step([1, 4, 2])
+    assert rows == [3, 2, 1, 1]
+    run.append(1, [3, 4])
+    run.step([0, 1, 0])
+    assert rows[4:] == [1]
+    turns = run.step([3, 3, 3])
+    for i, turn in enumerate(turns):
+        expected = alone(run.lm.hf, run.ids(i))[-3:]
+        torch.testing.assert_close(torch.tensor(turn.logprobs), expected, rtol=0, atol=2e-6)
+
+
 def test_holes_are_closed_when_that_helps_and_not_for_every_token(monkeypatch):
     calls, select = [], KVSlots.select
     monkeypatch.setattr(KVSlots, "select", lambda slots, rows: (calls.append(len(rows)), select(slots, rows)))
@@ -190,9 +207,13 @@ def test_any_dialogue_gives_the_log_probabilities_of_a_fresh_pass(seed, copies, 
 def test_modes_are_as_before_and_training_goes_on():
     run = engine()
     run.lm.train()
-    run.open(PROMPTS)
     with torch.inference_mode():
-        run.step([2, 2, 2])
+        run.open(PROMPTS)
+        run.fork(2)
+        run.step([2] * 6)
+        run.keep([0, 3, 4])
+        run.append(0, [3, 4])
+        run.step([4, 1, 6])
     assert run.lm.hf.training
     run.lm.hf(torch.tensor([PROMPTS[0]])).logits.sum().backward()
 
