@@ -176,6 +176,7 @@ class OnPolicyRegime(Regime):
             folder = run_folder(self.trainer)
             folder.mkdir(parents=True, exist_ok=True)
             write_ledger(folder / name, rollouts)
+        rollouts = [t for t in rollouts if t.ids]  # one that could not begin is counted, and nothing more
         c = self.policy
         weights, own = loss_weights(rollouts, c.average, longest=self.dialogue.total_tokens, truncated=c.truncated)
         norm = sum(from_all_ranks(own)) or 1.0  # nothing to train on anywhere: the loss is 0 all the same
@@ -193,7 +194,7 @@ class OnPolicyRegime(Regime):
         stop_ids = known_stop_ids(self.tokenizer, self.lm.eos_ids)
         observations = ObservationEncoder(self.tokenizer, stop_ids, dialogue.observation_role)
         engine = Engine(self.lm, self.tokenizer, sampling, observations.stop_ids)
-        return Player(engine, observations, self._data.env, dialogue)
+        return Player(engine, observations, self._data.env, dialogue, self._data.rewards)
 
     def policy_loss(self, pack: PolicyPack) -> epilogues.Epilogue:
         """The loss of each sampled token as a function of its log-probability and entropy.

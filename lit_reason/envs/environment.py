@@ -53,6 +53,16 @@ class Environment(ABC):
         """
         raise UserError(f"{type(self).__name__} makes up no tasks: name a file of them in data.train_file")
 
+    def check(self, task: Mapping[str, Any]) -> None:  # noqa: B027 (most environments take what they are given)
+        """Refuse a task from a file before anything is trained.
+
+        Args:
+            task: a row of the training data.
+
+        Raises:
+            UserError: this task cannot be played; the message says why.
+        """
+
     @abstractmethod
     def reset(self, task: Mapping[str, Any], seed: int, rollout: int = 0) -> list[Message]:
         """Begin a dialogue.

@@ -14,6 +14,7 @@ from lit_reason.data.loader import Bin, BinSampler, OrderedLoader
 from lit_reason.data.reading.records import Quarantine, read_records
 from lit_reason.envs.environment import Environment
 from lit_reason.errors import UserError
+from lit_reason.rewards.composition import Rewards
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ class TaskData(LightningDataModule):
 
     Args:
         env: the environment, as class and arguments; each rollout gets one of its own.
+        rewards: what is paid, as weights by name: rewards of `lit_reason.rewards.tool_use`, `environment`,
+            `checker:NAME`, or `package.module:function`; default: what the environment pays.
         train_file: tasks to train on, one record each, with the fields that the environment reads; default: made up.
         val_file: tasks to validate on; default: made up, others than those to train on.
         count: tasks to make up for training.
@@ -117,6 +120,7 @@ class TaskData(LightningDataModule):
     def __init__(
         self,
         env: Callable[[], Environment],
+        rewards: dict[str, float] | None = None,
         train_file: str | list[str] | None = None,
         val_file: str | list[str] | None = None,
         count: int = 1000,
@@ -128,6 +132,7 @@ class TaskData(LightningDataModule):
         for name, given, least in (("count", count, 1), ("val_count", val_count, 0), ("batch_rows", batch_rows, 1)):
             if given < least:
                 raise UserError(f"data.{name} is {given}; it must be at least {least}")
+        self.rewards = Rewards(rewards)
         self.env, self.files = env, {"train": train_file, "val": val_file}
         self.counts, self.batch_rows, self.seed = {"train": count, "val": val_count}, batch_rows, seed
         self.tasks: dict[str, list[dict[str, Any]]] = {}
@@ -153,7 +158,15 @@ class TaskData(LightningDataModule):
             rows = [{"row_id": row_id, **record} for row_id, record in read_records(paths, rejects)]
         if not rows:
             raise UserError(f"data.{split}_file: {', '.join(paths)} holds no task")
-        return rows[: self.counts["val"]] if split == "val" else rows
+        rows = rows[: self.counts["val"]] if split == "val" else rows
+        env = self.env()
+        for row in rows:
+            try:
+                env.check(row)
+            except UserError as error:
+                raise UserError(f"data.{split}_file, row {row['row_id']}: {error}") from error
+        env.close()
+        return rows
 
     def _made_up(self, split: str) -> list[dict[str, Any]]:
         env = self.env()

@@ -133,25 +133,41 @@ class ToolDialogue(Environment):
         """
         raise NotImplementedError
 
+    def parse(self, text: str) -> Action:
+        """Read a turn; a dialogue with tags of its own reads them here.
+
+        Args:
+            text: the turn.
+        """
+        return parse_action(text)
+
+    def shown(self, result: str) -> str:
+        """A tool's result as the model reads it.
+
+        Args:
+            result: what the tool gave.
+        """
+        return f"<result>{result}</result>"
+
     def step(self, action: str) -> Step:
         """Run the call, or take the answer."""
-        said, pay = parse_action(action), self.rewards
+        said, pay = self.parse(action), self.rewards
         if said.kind == "answer":
             self.answer = said.text
-            return _step("", {}, terminated=True)
+            return _step(said, "", {}, terminated=True, answer=said.text)
         if said.kind == "neither":
-            return _step(f"Error: {said.text}", {"malformed": pay.malformed}, error=said.text)
+            return _step(said, f"Error: {said.text}", {"malformed": pay.malformed}, error=said.text)
         if self.calls >= self.max_calls:
-            return _step(f"Error: no more than {self.max_calls} calls; answer now", {}, error="too many calls")
+            return _step(said, f"Error: no more than {self.max_calls} calls; answer now", {}, error="too many calls")
         self.calls += 1
         try:
             result = call_tool(self.tools, said.name, said.arguments)
         except ToolError as error:
-            return _step(f"Error: {error}", {}, error=str(error))
+            return _step(said, f"Error: {error}", {}, error=str(error))
         terms = {"executed": pay.executed}
         if self.useful(said, result):
             terms["useful"] = pay.useful
-        return _step(f"<result>{result}</result>", terms)
+        return _step(said, self.shown(result), terms, ran=True, result=result)
 
     def outcome(self) -> dict[str, float]:
         """Rewards for having answered, and for being right."""
@@ -163,6 +179,9 @@ class ToolDialogue(Environment):
         }
 
 
-def _step(observation: str, terms: Mapping[str, float], *, terminated: bool = False, error: str = "") -> Step:
-    info = {"terms": dict(terms), "error": error}
+def _step(
+    said: Action, observation: str, terms: Mapping[str, float], *, terminated: bool = False, **facts: Any
+) -> Step:
+    """A step whose `info` holds the facts that rewards of dialogues with tools read."""
+    info = {"terms": dict(terms), "kind": said.kind, "ran": False, "result": "", "answer": None, "error": "", **facts}
     return Step(observation, sum(terms.values()), terminated, False, info)

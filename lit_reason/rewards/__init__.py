@@ -1,1 +1,1 @@
-"""Answer checkers and, later, other rewards: plain callables."""
+"""Rewards: answer checkers, rewards of dialogues, and their composition; all plain callables."""

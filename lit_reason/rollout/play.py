@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,8 +12,11 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
-from lit_reason.envs.environment import Environment, Message
+from lit_reason.envs.environment import Environment, Message, Step
 from lit_reason.errors import UserError
+from lit_reason.rewards.composition import Paid, Rewards
+from lit_reason.rewards.dialogue import Dialogue
+from lit_reason.rewards.dialogue import Turn as PlayedTurn
 from lit_reason.rollout.config import DialogueConfig
 from lit_reason.rollout.engine import Engine, Turn
 from lit_reason.rollout.observations import ObservationEncoder
@@ -32,7 +36,8 @@ class _Dialogue:
     failure: str
     ids: list[int] = field(default_factory=list)
     marks: list[tuple[int, Turn]] = field(default_factory=list)  # where each turn begins, and the turn
-    terms: list[dict[str, float]] = field(default_factory=list)
+    terms: list[dict[str, float]] = field(default_factory=list)  # what the environment paid for each turn
+    played: list[PlayedTurn] = field(default_factory=list)
     facts: dict[str, int] = field(default_factory=lambda: {"errors": 0, "cut_observations": 0})
     finished: bool = False  # by the environment's own rules
     over: bool = False
@@ -46,6 +51,7 @@ class Player:
         observations: turns what environments say into tokens.
         make_env: makes the environment of one rollout.
         config: limits.
+        rewards: what a dialogue is paid; default: what its environment pays.
     """
 
     def __init__(
@@ -54,8 +60,10 @@ class Player:
         observations: ObservationEncoder,
         make_env: Callable[[], Environment],
         config: DialogueConfig,
+        rewards: Rewards | None = None,
     ) -> None:
         self.engine, self.observations, self.make_env, self.config = engine, observations, make_env, config
+        self.rewards = rewards or Rewards()
 
     def play(
         self, tasks: Sequence[Mapping[str, Any]], *, policy_version: int = 0, seed: int = 0, progress: bool = False
@@ -69,45 +77,64 @@ class Player:
             progress: show a progress bar over turns.
 
         Returns:
-            `len(tasks) * group` rollouts, ordered by task and then by rollout, those included whose environment failed.
+            `len(tasks) * group` rollouts, ordered by task and then by rollout, those included whose environment or
+            reward failed; one that could not even begin has no tokens.
 
         Raises:
-            UserError: a task cannot begin, its prompt leaves no room for an answer, or the environment failed in
-                every rollout.
+            UserError: a prompt leaves no room for an answer, or every rollout failed.
         """
         c, engine = self.config, self.engine
-        dialogues = [self._begin(p, g, task, seed) for p, task in enumerate(tasks) for g in range(c.group)]
-        firsts = dialogues[:: c.group]
-        engine.open([self._prompt(d) for d in firsts], [_name(tasks[d.prompt], d.prompt) for d in firsts])
+        dialogues = self._begin(tasks, seed)
+        groups = [dialogues[i : i + c.group] for i in range(0, len(dialogues), c.group)]
+        groups = [group for group in groups if any(d.opening is not None for d in group)]
+        if not groups:
+            raise UserError(f"every rollout of the round failed; first: {dialogues[0].failure}")
+        prompts = [self._prompt(group) for group in groups]
+        engine.open(prompts, [_name(tasks[group[0].prompt], group[0].prompt) for group in groups])
         engine.fork(c.group)
-        live = list(dialogues)
+        live = self._kept([d for group in groups for d in group], lambda d: not d.failure)
         for turn in tqdm(range(c.max_turns + 1), desc="turns", leave=False, delay=2, disable=not progress):
             self._turn(live, last=turn == c.max_turns)
-            going = [i for i, d in enumerate(live) if not d.over]
-            if not engine.anyone(bool(going)):
+            if not engine.anyone(not all(d.over for d in live)):
                 break
-            if len(going) < len(live):
-                engine.keep(going)
-                live = [live[i] for i in going]
-        done = [self._trajectory(d, tasks[d.prompt], policy_version) for d in dialogues]
-        for d in dialogues:
-            d.env.close()
+            live = self._kept(live, lambda d: not d.over)
+        settled = self._together([partial(self._paid, d, tasks[d.prompt]) for d in dialogues])
+        self._together([d.env.close for d in dialogues])
+        done = [
+            self._trajectory(d, tasks[d.prompt], policy_version, paid or Paid(d.terms, {}), failure)
+            for d, (paid, failure) in zip(dialogues, settled, strict=True)
+        ]
         failed = [t for t in done if t.failure]
         if len(failed) == len(done):
-            raise UserError(f"the environment failed in every rollout; first: {failed[0].failure}")
+            raise UserError(f"every rollout of the round failed; first: {failed[0].failure}")
+        if failed:
+            warnings.warn(
+                f"{len(failed)} of {len(done)} rollouts failed and are left out of the update; first: "
+                f"{failed[0].row_id}/{failed[0].rollout}: {failed[0].failure}",
+                stacklevel=2,
+            )
         return done
 
-    def _begin(self, prompt: int, rollout: int, task: Mapping[str, Any], seed: int) -> _Dialogue:
-        env = self.make_env()
-        return _Dialogue(prompt, rollout, env, *self._ask(lambda: env.reset(task, seed, rollout)))
+    def _kept(self, live: list[_Dialogue], wanted: Callable[[_Dialogue], bool]) -> list[_Dialogue]:
+        """Those that are wanted, here and in the engine."""
+        going = [i for i, d in enumerate(live) if wanted(d)]
+        if len(going) < len(live):
+            self.engine.keep(going)
+        return [live[i] for i in going]
 
-    def _prompt(self, dialogue: _Dialogue) -> list[int]:
-        if dialogue.opening is None:
-            raise UserError(f"the environment could not begin task {dialogue.prompt}: {dialogue.failure}")
-        ids, c = self.observations.prompt_ids(dialogue.opening), self.config
+    def _begin(self, tasks: Sequence[Mapping[str, Any]], seed: int) -> list[_Dialogue]:
+        """An environment for every rollout, all asked to begin at once."""
+        places = [(p, g, self.make_env()) for p in range(len(tasks)) for g in range(self.config.group)]
+        begun = self._together([partial(env.reset, tasks[p], seed, g) for p, g, env in places])
+        return [_Dialogue(*place, *found) for place, found in zip(places, begun, strict=True)]
+
+    def _prompt(self, group: Sequence[_Dialogue]) -> list[int]:
+        """The prompt of a task, by the first environment of its group that could begin."""
+        opening = next(d.opening for d in group if d.opening is not None)
+        ids, c = self.observations.prompt_ids(opening), self.config
         if len(ids) + c.answer_tokens > c.total_tokens:
             raise UserError(
-                f"task {dialogue.prompt}: its prompt has {len(ids)} tokens, which leaves no room for an answer of "
+                f"task {group[0].prompt}: its prompt has {len(ids)} tokens, which leaves no room for an answer of "
                 f"{c.answer_tokens} within total_tokens={c.total_tokens}"
             )
         return ids
@@ -120,12 +147,13 @@ class Player:
         ends = [last or n <= c.answer_tokens for n in free]  # this turn is the row's last: what was kept is for it
         limits = [min(c.turn_tokens, n if end else n - c.answer_tokens) for n, end in zip(free, ends, strict=True)]
         turns = engine.step(limits, live[0].env.stops if live else ())
-        calls = [partial(d.env.step, turn.text) for d, turn in zip(live, turns, strict=True)]
-        for i, (step, failure) in enumerate(_together(calls, c.timeout_s)):
+        calls = [partial(_answer, d.env, turn.text) for d, turn in zip(live, turns, strict=True)]
+        for i, (step, failure) in enumerate(self._together(calls)):
             d, turn = live[i], turns[i]
             d.marks.append((used[i], turn))
             d.ids, d.failure = engine.ids(i), d.failure or failure
             d.terms.append({} if step is None else dict(step.info.get("terms", {"reward": step.reward})))
+            d.played.append(PlayedTurn(turn.text, *(("", {}) if step is None else (step.observation, step.info))))
             d.over = ends[i] or bool(d.failure) or step is None or step.terminated or step.truncated
             if step is None:
                 continue
@@ -138,30 +166,39 @@ class Player:
                 d.over = not said  # no room for another turn
                 engine.append(i, said)
 
-    def _trajectory(self, d: _Dialogue, task: Mapping[str, Any], version: int) -> Trajectory:
+    def _paid(self, d: _Dialogue, task: Mapping[str, Any]) -> Paid | None:
+        """What a dialogue earned; None for one that failed before."""
+        if d.failure:
+            return None
+        return self.rewards.pay(Dialogue(task, tuple(d.played), d.finished), Paid(d.terms, d.env.outcome()))
+
+    def _trajectory(self, d: _Dialogue, task: Mapping[str, Any], version: int, paid: Paid, late: str) -> Trajectory:
         turn_id, logprob = [NOT_SAMPLED] * len(d.ids), [0.0] * len(d.ids)
         for k, (start, turn) in enumerate(d.marks):
             stop = start + len(turn.ids)
             turn_id[start:stop], logprob[start:stop] = [k] * len(turn.ids), turn.logprobs
-        outcome, failure = (None, d.failure) if d.failure else self._ask(d.env.outcome)
         return Trajectory(
             prompt=d.prompt,
             rollout=d.rollout,
             ids=d.ids,
             turn_id=turn_id,
             logprob=logprob,
-            turn_terms=d.terms,
-            outcome_terms=outcome or {},
+            turn_terms=paid.turns,
+            outcome_terms=paid.outcome,
             stops=[turn.stop for _, turn in d.marks],
             finished=d.finished,
             policy_version=version,
             row_id=_name(task, d.prompt),
-            failure=failure,
+            failure=d.failure or late,
             facts=d.facts,
         )
 
-    def _ask(self, question: Callable[[], R]) -> tuple[R | None, str]:
-        return _together([question], self.config.timeout_s)[0]
+    def _together(self, calls: Sequence[Callable[[], R]]) -> list[tuple[R | None, str]]:
+        return _together(calls, self.config.timeout_s)
+
+
+def _answer(env: Environment, action: str) -> Step:
+    return Step(*env.step(action))  # Gymnasium's plain five-tuple will do
 
 
 def _name(task: Mapping[str, Any], position: int) -> str:

@@ -16,6 +16,8 @@ from lit_reason.errors import UserError
 from lit_reason.models.config import ModelConfig
 from lit_reason.models.language_model import LanguageModel
 from lit_reason.models.loading import load_tokenizer
+from lit_reason.rewards.composition import Rewards
+from lit_reason.rewards.tool_use import TOOL_USE
 from lit_reason.rollout.config import DialogueConfig, SamplingConfig
 from lit_reason.rollout.engine import Engine, Turn
 from lit_reason.rollout.observations import ObservationEncoder
@@ -219,13 +221,14 @@ class Broken(Counting):
         return super().outcome()
 
 
+@pytest.mark.filterwarnings("ignore:.*rollouts failed")
 def test_an_environment_that_fails_costs_one_rollout(tokenizer, observations):
     tasks = [{"question": q} for q in ("raise", "hang", "late", "fine")]
     done = play(tokenizer, observations, [["so <end>"]] * 4, env=Broken, tasks=tasks, timeout_s=0.5)
     assert [t.failure for t in done] == [
         "OSError: the disk is gone", "no answer within 0.5 s", "ValueError: no verdict", ""]  # fmt: skip
     assert done[3].outcome == 10.0
-    with pytest.raises(UserError, match="failed in every rollout; first: OSError"):
+    with pytest.raises(UserError, match="every rollout of the round failed; first: OSError"):
         play(tokenizer, observations, [["so <end>"]], env=Broken, tasks=tasks[:1])
 
 
@@ -260,3 +263,85 @@ def test_the_ledger_gives_back_what_was_written(tokenizer, observations, tmp_pat
     (tmp_path / "rollouts.jsonl").write_text('{"prompt": 1}\n')
     with pytest.raises(UserError, match="rollouts.jsonl, line 1: no rollout"):
         list(read_ledger(tmp_path / "rollouts.jsonl"))
+
+
+def long_turns(dialogue):
+    return [float(len(turn.text.split())) for turn in dialogue.turns]
+
+
+def mood(dialogue):
+    """Does what the task says."""
+    return {
+        "nan": [float("nan")] * len(dialogue.turns), "inf": float("inf"), "short": [1.0], "long": [1.0] * 9,
+        "word": "good", "none": None, "fine": 3,
+    }[dialogue.task["question"]]  # fmt: skip
+
+
+def rewarded(tokenizer, observations, script, weights, tasks):
+    config = DialogueConfig(group=1, turn_tokens=8, answer_tokens=4)
+    return Player(Scripted(tokenizer, script), observations, Counting, config, Rewards(weights)).play(tasks)
+
+
+def test_rewards_by_name_reach_the_ledger_with_their_weights(tokenizer, observations, monkeypatch):
+    monkeypatch.setitem(TOOL_USE, "long_turns", long_turns)
+    monkeypatch.setitem(TOOL_USE, "mood", mood)
+    weights = {"environment": 2.0, "long_turns": 0.5, "mood": -1.0}
+    (done,) = rewarded(tokenizer, observations, [["wait 1 <end>", "so <end>"]], weights, [{"question": "fine"}])
+    assert done.turn_terms == [{"reward": 2.0, "long_turns": 1.0}, {"reward": 2.0, "long_turns": 0.5}]
+    assert done.outcome_terms == {"asked": 40.0, "mood": -3.0}
+    (without,) = rewarded(tokenizer, observations, [["so <end>"]], {"long_turns": 1.0}, [{"question": "fine"}])
+    assert (without.turn_terms, without.outcome_terms) == ([{"long_turns": 1.0}], {})
+
+
+@pytest.mark.filterwarnings("ignore:.*rollouts failed")
+def test_a_reward_that_cannot_be_paid_costs_its_rollout_and_no_other(tokenizer, observations, monkeypatch):
+    monkeypatch.setitem(TOOL_USE, "mood", mood)
+    moods = ["nan", "inf", "short", "long", "word", "none", "unheard of", "fine"]
+    script = [["wait <end>", "so <end>"] for _ in moods]
+    done = rewarded(tokenizer, observations, script, {"mood": 1.0}, [{"question": m} for m in moods])
+    assert [t.failure.removeprefix("RewardError: reward 'mood' ") for t in done] == [
+        "of turn 0 is nan; it must be finite", "is inf; it must be finite", "gave 1 numbers for 2 turns",
+        "gave 9 numbers for 2 turns", "is 'good'; it must be a number", "is None; it must be a number",
+        "raised KeyError: 'unheard of'", "",
+    ]  # fmt: skip
+    assert done[-1].outcome == 3.0
+    with pytest.raises(UserError, match="every rollout of the round failed; first: RewardError: reward 'mood'"):
+        rewarded(tokenizer, observations, script[:1], {"mood": 1.0}, [{"question": "nan"}])
+
+
+class Unsteady(Counting):
+    """Fails to begin in rollout 0 of the group, or in all; pays what is no number; says what is no step."""
+
+    def reset(self, task, seed, rollout=0):
+        self.mode = task["question"]
+        if self.mode == "never" or (self.mode == "first" and rollout == 0):
+            raise OSError("no browser")
+        return super().reset({"question": "1"}, seed)
+
+    def step(self, action):
+        found = super().step(action)
+        return {"plain": tuple(found), "pays nan": found._replace(reward=float("nan")), "short": (1, 2)}.get(
+            self.mode, found
+        )
+
+    def close(self):
+        if self.mode == "stuck":
+            threading.Event().wait(60)
+
+
+def test_a_task_that_cannot_begin_is_counted_and_the_others_are_played(tokenizer, observations):
+    tasks = [{"question": q} for q in ("first", "never", "fine")]
+    script = [["so 1 <end>"], ["so 2 <end>"], ["so 3 <end>"], ["so 4 <end>"]]
+    with pytest.warns(UserWarning, match="3 of 6 rollouts failed and are left out of the update; first: 0/0: OSError"):
+        done = play(tokenizer, observations, script, env=Unsteady, tasks=tasks, group=2)
+    assert [bool(t.failure) for t in done] == [True, False, True, True, False, False]
+    assert [len(t.ids) > 0 for t in done] == [False, True, False, False, True, True]
+    assert [words(tokenizer, t)[-2] for t in done if t.ids] == ["2", "3", "4"]  # each has its own environment's turn
+
+
+@pytest.mark.filterwarnings("ignore:.*rollouts failed")
+def test_what_an_environment_says_is_checked(tokenizer, observations):
+    tasks = [{"question": q} for q in ("plain", "pays nan", "short", "stuck")]
+    done = play(tokenizer, observations, [["so <end>"]] * 4, env=Unsteady, tasks=tasks, timeout_s=0.5)
+    assert [t.failure[:41] for t in done] == [
+        "", "RewardError: reward 'reward' of turn 0 is", "TypeError: Step.__new__() missing 3 requi", ""]  # fmt: skip
