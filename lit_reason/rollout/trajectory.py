@@ -37,6 +37,8 @@ class Trajectory:
         row_id: name of the task's record.
         failure: what the environment itself failed with; such a rollout is not trained on.
         facts: counts for reports: `errors` of tools, `cut_observations`.
+        token_rewards: reward paid at each token, 0 where none was sampled; they stand in place of the rewards of turns
+            and outcome and add up to them. Empty: rewards are paid by turn.
     """
 
     prompt: int
@@ -52,6 +54,7 @@ class Trajectory:
     row_id: str
     failure: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
+    token_rewards: list[float] = field(default_factory=list)
 
     @property
     def turn_rewards(self) -> list[float]:

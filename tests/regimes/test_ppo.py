@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lit_reason.cli.reason_cli import build
+from lit_reason.core.critic_config import CriticConfig
 from lit_reason.core.metrics_log import read_metrics
 from lit_reason.core.run_folder import run_folder
 from lit_reason.errors import UserError
-from lit_reason.regimes.ppo.critic_config import CriticConfig
 from lit_reason.rollout.policy_pack import policy_packs
 from lit_reason.rollout.trajectory import NOT_SAMPLED, Trajectory
 from lit_reason.tasks import chain

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
-import torch
-
 from lit_reason.core.config import OptimConfig
+from lit_reason.core.group_credit import by_group
 from lit_reason.core.on_policy import OnPolicyRegime, PolicyConfig
 from lit_reason.credit.group import CreditConfig, credit_rule
-from lit_reason.credit.rewards import GroupRewards
-from lit_reason.credit.tokens import per_token
 from lit_reason.models.config import ModelConfig
 from lit_reason.rollout.config import DialogueConfig, SamplingConfig
 from lit_reason.rollout.policy_pack import Credited
@@ -42,17 +37,5 @@ class GRPORegime(OnPolicyRegime):
         self.credit, self.rule = credit, credit_rule(credit.rule)
 
     def credited(self, rollouts: list[Trajectory]) -> list[Credited]:
-        """The advantage of each token: that of its turn, by the recipe's rule. Rollouts that failed are in no group."""
-        found = [Credited(t, torch.zeros(len(t.ids), dtype=torch.float64)) for t in rollouts]
-        groups = defaultdict(list)
-        for i, t in enumerate(rollouts):
-            if not t.failure:
-                groups[t.prompt].append(i)
-        for members in groups.values():
-            group = [rollouts[i] for i in members]
-            rewards = GroupRewards.of([t.turn_rewards for t in group], [t.outcome for t in group])
-            advantage_GK = self.rule(rewards, self.credit)
-            self.round_meter.update("dead_groups", [not advantage_GK.any()])
-            for i, advantage_K in zip(members, advantage_GK, strict=True):
-                found[i] = Credited(rollouts[i], per_token(advantage_K, torch.tensor(rollouts[i].turn_id)))
-        return found
+        """The advantage of each token: that of its turn, or where tokens are rewarded its own, by the recipe's rule."""
+        return by_group(rollouts, self.rule, self.credit, self.round_meter)
