@@ -28,6 +28,7 @@ LORO = ["--model.optim.optimizer=loro", "--model.optim.schedule=jagged_cosine"]
 SETTINGS = ("recipe", "rank", "period", "recovery", "steps", "batch_tokens")
 JUMP = ("restart/loss_after", "restart/loss_before")
 BASE = "lowrank"  # the arm that differences are taken from
+OWN_RATE = ["--model.optim.hidden_lr=0.25"]  # of the hidden matrices: the share that GaLore's scale gives them
 
 
 def arms(rank: int, period: int, recovery: int) -> dict[str, tuple[float, list[str]]]:
@@ -55,6 +56,9 @@ def arms(rank: int, period: int, recovery: int) -> dict[str, tuple[float, list[s
         "sltrain+both": (2e-3, [*sparse, *both]),
         "apollo_mini": (5e-3, ["--model.optim.optimizer=apollo_mini", *subspace]),
         "loro": (5e-3, [*factors, *subspace, *cycle, *LORO]),
+        "full+own_rate": (5e-3, OWN_RATE),
+        "lowrank+own_rate": (5e-3, [*factors, *OWN_RATE]),
+        "lowrank+both+own_rate": (5e-3, [*factors, *both, *OWN_RATE]),
     }
 
 

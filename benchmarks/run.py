@@ -9,6 +9,7 @@ SCRIPTS = (
     "benchmarks.sft_training",  # C1
     "benchmarks.head_loss",  # C2
     "benchmarks.head_family",
+    "benchmarks.operators",
     "benchmarks.policy_update",  # C3
     "benchmarks.lowrank_step",  # C5
     "benchmarks.loop_overhead",  # C6

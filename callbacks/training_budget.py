@@ -49,34 +49,8 @@ class TrainingBudget(Callback):
             loader = data.train_dataloader() if data is not None else None
             if not isinstance(loader, PackLoader):
                 raise UserError("TrainingBudget.trained_tokens needs a data module of packs, such as TraceData")
-            steps = steps_for(loader, self.share * self.trained_tokens)
+            steps = loader.steps_for(self.share * self.trained_tokens)
         rank_zero_info(f"Training for {steps:,} optimizer steps")
         # Lightning reads its length from these two fields; max_epochs -1 leaves it to the steps alone.
         trainer.fit_loop.epoch_loop.max_steps = steps
         trainer.fit_loop.max_epochs = -1
-
-
-def steps_for(loader: PackLoader, trained_tokens: float) -> int:
-    """The number of optimizer steps, at least 1, whose trained tokens come nearest to a budget.
-
-    Args:
-        loader: gives the plan of every epoch.
-        trained_tokens: the budget.
-
-    Raises:
-        UserError: no row has a trained token.
-    """
-    sampler = loader.sampler
-    counts = loader.store.trained_counts
-    if not counts.any():
-        raise UserError("TrainingBudget: no token of the training rows is trained")
-    window = sampler.accumulate * sampler.world
-    done, steps, epoch = 0, 0, 0
-    while True:
-        plan = sampler.plan(epoch)
-        for first in range(0, len(plan), window):
-            step = sum(int(counts[list(rows)].sum()) for rows in plan[first : first + window])
-            if done + step >= trained_tokens:
-                return max(1, steps + int(done + step - trained_tokens <= trained_tokens - done))
-            done, steps = done + step, steps + 1
-        epoch += 1

@@ -37,6 +37,8 @@ class OptimConfig:
             `fira`, `apollo` and `apollo_mini` keep their state in a subspace; `loro` trains the factors of
             `lm.lowrank`.
         lr: highest learning rate.
+        hidden_lr: rate of the matrices of hidden layers (low-rank factors too), as a share of `lr`. Small models want
+            a lower one than their embeddings and output layer do; `galore` has that built in, by its scale.
         weight_decay: decoupled decay of matrices; vectors (norms, biases) are never decayed.
         betas: decay of the two moments.
         eps: added to the denominator.
@@ -53,6 +55,7 @@ class OptimConfig:
 
     optimizer: OptimizerName = "adamw"
     lr: float = 2e-5
+    hidden_lr: float = 1.0
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

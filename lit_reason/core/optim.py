@@ -22,14 +22,35 @@ from lit_reason.optim.together import Together
 SCALES = {"galore": 0.25, "fira": 0.25, "apollo": 1.0, "apollo_mini": 128.0}  # as published
 
 
-def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices, which decay, and vectors, which do not."""
-    trained = [p for p in parameters if p.requires_grad]
+def parameter_groups(
+    module: nn.Module, config: OptimConfig, without: Iterable[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
+    """Trainable parameters in groups: matrices, which decay, those of hidden layers at their rate, and vectors.
+
+    Args:
+        module: its parameters with `requires_grad`.
+        config: gives rate, rate of hidden matrices and decay; where both rates are the same, so is the group.
+        without: parameters that belong to another group.
+    """
+    left_out = {id(p) for p in without}
+    trained = [p for p in module.parameters() if p.requires_grad and id(p) not in left_out]
+    slow = {id(p) for p in hidden_matrices(module)} if config.hidden_lr != 1.0 else set()
+    matrices = [p for p in trained if p.ndim >= 2]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in matrices if id(p) not in slow], "weight_decay": config.weight_decay},
+        {
+            "params": [p for p in matrices if id(p) in slow],
+            "weight_decay": config.weight_decay,
+            "lr": hidden_lr(config),
+        },
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [g for g in groups if g["params"]]
+
+
+def hidden_lr(config: OptimConfig) -> float:
+    """Learning rate of the matrices of hidden layers."""
+    return config.lr * config.hidden_lr
 
 
 def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
@@ -55,7 +76,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
     Raises:
         UserError: nothing is trainable, the optimizer needs a package that is not installed, or does not fit the model.
     """
-    groups = parameter_groups(module.parameters(), config.weight_decay)
+    groups = parameter_groups(module, config)
     if not groups:
         raise UserError("the model has no trainable parameter: every weight is frozen")
     settings: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}
@@ -73,8 +94,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
     matrices = hidden_matrices(module)
     if not matrices:
         raise UserError(f"optim.optimizer {config.optimizer}: the model has no trainable matrix in a hidden layer")
-    taken = {id(p) for p in matrices}
-    rest = parameter_groups((p for p in module.parameters() if id(p) not in taken), config.weight_decay)
+    rest = parameter_groups(module, config, without=matrices)
     special = _special(matrices, config, settings)
     return Together(special, AdamW(rest, fused=True, **settings)) if rest else special
 
@@ -84,11 +104,12 @@ def _special(matrices: list[nn.Parameter], config: OptimConfig, settings: dict[s
     decay, name = config.weight_decay, config.optimizer
     if name == "muon":
         # This adjustment gives updates the size of AdamW's, so that one rate serves both.
-        return torch.optim.Muon(matrices, lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        return torch.optim.Muon(matrices, lr=hidden_lr(config), weight_decay=decay, adjust_lr_fn="match_rms_adamw")
     _refuse_shards(matrices, name)
     subspace = config.subspace
     common = {
         **settings,
+        "lr": hidden_lr(config),
         "weight_decay": decay,
         "rank": 1 if name == "apollo_mini" else subspace.rank,
         "refresh_steps": subspace.refresh_steps,
@@ -107,12 +128,14 @@ def _loro(module: nn.Module, config: OptimConfig, settings: dict[str, Any]) -> L
         raise UserError("optim.optimizer loro trains the factors of low-rank layers: set lm.lowrank")
     factors = [p for layer in layers for p in (layer.out_factor, layer.in_factor)]
     _refuse_shards(factors, "loro")
-    taken = {id(p) for p in factors}
-    rest = parameter_groups((p for p in module.parameters() if id(p) not in taken), config.weight_decay)
-    pairs = {"params": factors, "scales": [layer.scale for layer in layers]}
+    rest = parameter_groups(module, config, without=factors)
+    pairs = {"params": factors, "scales": [layer.scale for layer in layers], "lr": hidden_lr(config)}
     return Loro([pairs, *rest], exact_steps=config.subspace.refresh_steps, **settings)
 
 
 def _refuse_shards(matrices: list[nn.Parameter], name: str) -> None:
     if any(isinstance(p, DTensor) for p in matrices):
-        raise UserError(f"optim.optimizer {name} needs whole matrices, not shards: use trainer.strategy ddp, not fsdp2")
+        raise UserError(
+            f"optim.optimizer {name} needs whole matrices, not shards: use trainer.strategy ddp, not fsdp2, or "
+            "optim.optimizer adamw, whose state fsdp2 holds in parts (with lm.lowrank it is small, too)"
+        )

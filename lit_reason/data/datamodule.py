@@ -5,26 +5,21 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import hashlib
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lit_reason.core.run_folder import run_folder
 from lit_reason.data.cache import TokenStore, default_cache_folder, digest, file_digest, open_store
 from lit_reason.data.condensation.answers import final_answer
 from lit_reason.data.condensation.condense import Condenser
 from lit_reason.data.config import CondenseConfig, RenderConfig
 from lit_reason.data.conversation import Conversation
-from lit_reason.data.loader import BinSampler, PackLoader
-from lit_reason.data.packing import Pack
+from lit_reason.data.packed_data import PackedData, Split
 from lit_reason.data.prompts import EvalPrompt
 from lit_reason.data.reading.formats import to_conversation
 from lit_reason.data.reading.records import Quarantine, read_records
@@ -33,11 +28,10 @@ from lit_reason.data.rendering.render import Renderer
 from lit_reason.data.token_row import TokenRow
 from lit_reason.errors import RowError, UserError
 
-Split = Literal["train", "val", "test"]
 CONTRACT_ROWS = 32  # rows on which the template contract is checked at fit start
 
 
-class TraceData(LightningDataModule):
+class TraceData(PackedData):
     """Reads conversations, condenses their traces, renders them with the model's chat template and packs them.
 
     Args:
@@ -122,27 +116,13 @@ class TraceData(LightningDataModule):
                 self.stores[split] = self._open(split)
 
     @property
-    def has_val(self) -> bool:
-        """Whether there are validation rows."""
-        return bool(self.files["val"]) or (self.holdout > 0 and bool(self.files["train"]))
-
-    @property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end a turn, for generation."""
         return self.renderer.stop_ids
 
-    @property
-    def ledger(self) -> dict[str, Any]:
-        """What condensation and rendering did to the training rows (for the run report); empty before `fit`."""
-        return self.stores["train"].meta if "train" in self.stores else {}
-
-    def _paths(self, split: str) -> list[str]:
-        given = self.files["train"] if split == "val" and not self.files["val"] else self.files[split]
-        return [] if not given else [given] if isinstance(given, str) else list(given)
-
     def _open(self, split: Split) -> TokenStore:
         condense = self.condense if split == "train" else self.condense_val
-        paths = self._paths(split)
+        paths = self.paths(split)
         held_out = self._held_out() if split != "test" and not self.files["val"] else frozenset()
         key = digest(
             {
@@ -182,7 +162,7 @@ class TraceData(LightningDataModule):
         rejects = Quarantine(None, self.max_bad_rows)
         keys: list[str] = []  # in order, at most `holdout` of them
         groups: dict[str, list[str]] = {}
-        for row_id, record in _records(self._paths("train"), rejects):
+        for row_id, record in _records(self.paths("train"), rejects):
             try:
                 first = next(m for m in self._conversation(record, row_id).messages if m.role != "system")
             except RowError:
@@ -220,44 +200,7 @@ class TraceData(LightningDataModule):
             reasons = "; ".join(f"{count} x {reason}" for reason, count in Counter(bad).most_common(3))
             rank_zero_info(f"{split}: {sum(bad.values())} rows could not be used: {reasons}. See {quarantine}")
             if self.trainer:
-                folder = run_folder(self.trainer)  # all ranks: asking for it is a collective
-                if self.trainer.is_global_zero and quarantine.exists():
-                    folder.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(quarantine, folder / f"quarantine-{split}.jsonl")
-
-    # ---- loaders ----
-
-    def _loader(self, split: Split, *, shuffle: bool) -> PackLoader:
-        store = self.stores[split]
-        ranks = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
-        sampler = BinSampler(
-            store.lengths,
-            store.weight_sums,
-            batch_tokens=None if self.batch_rows else self.batch_tokens,
-            batch_rows=self.batch_rows or 1,
-            shuffle=shuffle,
-            seed=self.seed,
-            accumulate=self.trainer.accumulate_grad_batches if shuffle and self.trainer else 1,
-            rank=ranks.get("rank", 0),
-            world=ranks.get("num_replicas", 1),
-        )
-        return PackLoader(store, sampler, self.workers)
-
-    def train_dataloader(self) -> PackLoader:
-        """Packs of training rows, in a new order each epoch."""
-        return self._loader("train", shuffle=True)
-
-    def val_dataloader(self) -> PackLoader | list:
-        """Packs of validation rows in file order; empty without validation rows."""
-        return self._loader("val", shuffle=False) if "val" in self.stores else []
-
-    def test_dataloader(self) -> PackLoader:
-        """Packs of test rows in file order."""
-        return self._loader("test", shuffle=False)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Packs move; prompts stay as they are."""
-        return batch.to(device, non_blocking=True) if isinstance(batch, Pack) else batch
+                self.keep_quarantine(split, quarantine)
 
     def predict_dataloader(self) -> DataLoader:
         """Prompts, 64 at a time.
@@ -284,7 +227,7 @@ class TraceData(LightningDataModule):
         held_out = self._held_out() if split == "val" and not self.files["val"] else None
         prompts: list[EvalPrompt] = []
         rejects = Quarantine(None, self.max_bad_rows)
-        for row_id, record in _records(self._paths(split), rejects):
+        for row_id, record in _records(self.paths(split), rejects):
             if held_out is not None and row_id not in held_out:
                 continue
             if limit is not None and len(prompts) == limit:

@@ -229,3 +229,26 @@ class PackLoader(OrderedLoader):
     def __init__(self, store: RowStore, sampler: BinSampler, workers: int = 0) -> None:
         super().__init__(PackDataset(store), sampler, workers)
         self.store = store
+
+    def steps_for(self, trained_tokens: float) -> int:
+        """The number of optimizer steps, at least 1, whose trained tokens come nearest to a budget.
+
+        Args:
+            trained_tokens: the budget, over all processes; rows are passed over as often as it takes.
+
+        Raises:
+            UserError: no row has a trained token.
+        """
+        sampler, counts = self.sampler, self.store.trained_counts
+        if not counts.any():
+            raise UserError("a budget of trained tokens: no token of the training rows is trained")
+        window = sampler.accumulate * sampler.world
+        done, steps, epoch = 0, 0, 0
+        while True:
+            plan = sampler.plan(epoch)
+            for first in range(0, len(plan), window):
+                step = sum(int(counts[list(rows)].sum()) for rows in plan[first : first + window])
+                if done + step >= trained_tokens:
+                    return max(1, steps + int(done + step - trained_tokens <= trained_tokens - done))
+                done, steps = done + step, steps + 1
+            epoch += 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import head_family, head_loss, policy_update
+from benchmarks import head_family, head_loss, operators, policy_update
 from benchmarks.chat_samples import TINY
 from benchmarks.meter import cost_of
 from lit_reason.models.config import ModelConfig
@@ -91,3 +91,10 @@ def test_the_ways_to_one_loss_in_the_family_agree(monkeypatch):
     for kind in ("policy", "divergence", "chunks"):
         ways = [loss for name, loss in losses.items() if name.startswith(kind)]
         assert len(ways) > 1 and ways == pytest.approx([ways[0]] * len(ways), rel=1e-4) and ways[0] != 0
+
+
+@pytest.mark.parametrize("pair", zip(operators.CASES[::2], operators.CASES[1::2], strict=True), ids=lambda p: p[0].name)
+def test_both_ways_of_every_operation_of_the_table_agree(pair):
+    chunked, materialised = (operators.run(case.name, seed=3, tiny=True) for case in pair)
+    for figure in ("loss", "gradient"):
+        assert chunked[figure] == pytest.approx(materialised[figure], rel=1e-4) and chunked[figure] != 0

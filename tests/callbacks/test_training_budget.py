@@ -6,7 +6,7 @@ from lightning.pytorch import Callback
 from tiny_run import fit, write_model, write_traces
 
 from lit_reason.callbacks.throughput import Throughput
-from lit_reason.callbacks.training_budget import TrainingBudget, steps_for
+from lit_reason.callbacks.training_budget import TrainingBudget
 from lit_reason.errors import UserError
 
 
@@ -42,10 +42,10 @@ def test_the_nearer_of_two_steps_is_the_last(folder, tmp_path):
     loader = cli.datamodule.train_dataloader()
     counts = loader.store.trained_counts
     first, second = (int(counts[list(rows)].sum()) for rows in loader.sampler.plan(0)[:2])
-    assert steps_for(loader, first) == 1
-    assert steps_for(loader, first + second / 2 - 1) == 1
-    assert steps_for(loader, first + second / 2 + 1) == 2
-    assert steps_for(loader, 1) == 1
+    assert loader.steps_for(first) == 1
+    assert loader.steps_for(first + second / 2 - 1) == 1
+    assert loader.steps_for(first + second / 2 + 1) == 2
+    assert loader.steps_for(1) == 1
 
 
 def test_accumulated_micro_batches_are_counted_as_one_step(folder, tmp_path):

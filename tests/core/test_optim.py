@@ -74,6 +74,24 @@ def test_hidden_matrices_are_treated_apart_and_everything_learns(name):
     assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon", "galore", "fira", "apollo", "apollo_mini"])
+def test_hidden_matrices_may_have_a_rate_of_their_own(name):
+    config = OptimConfig(optimizer=name, lr=0.01, hidden_lr=0.25, subspace=SubspaceConfig(rank=2))
+    model = Toy()
+    optimizer = build_optimizer(model, config)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates == {id(p): 0.0025 if p is model.hidden.weight else 0.01 for p in model.parameters()}
+
+
+def test_factors_may_have_a_rate_of_their_own():
+    for name in ("adamw", "loro"):
+        lm = tiny(lowrank=LowRankConfig(rank=4))
+        optimizer = build_optimizer(lm, OptimConfig(optimizer=name, lr=0.01, hidden_lr=0.25))
+        factors = {id(f) for _, layer in lowrank_layers(lm) for f in (layer.out_factor, layer.in_factor)}
+        slow = {id(p) for group in optimizer.param_groups if group["lr"] == 0.0025 for p in group["params"]}
+        assert slow == factors, name
+
+
 @pytest.mark.parametrize("name, scale", [("galore", 0.25), ("fira", 0.25), ("apollo", 1.0), ("apollo_mini", 128.0)])
 def test_the_scale_is_the_literatures_unless_given(name, scale):
     groups = build_optimizer(Toy(), OptimConfig(optimizer=name, subspace=SubspaceConfig(rank=2))).param_groups
@@ -105,6 +123,8 @@ def test_optimizers_that_do_not_fit_the_model_are_refused():
 def test_optimizers_that_need_whole_matrices_refuse_shards(monkeypatch):
     monkeypatch.setattr("lit_reason.core.optim.DTensor", nn.Parameter)
     for name in ("galore", "fira", "apollo", "apollo_mini"):
-        with pytest.raises(UserError, match=f"{name} needs whole matrices.*use trainer.strategy ddp"):
+        with pytest.raises(UserError, match=f"{name} needs whole matrices.*strategy ddp.*or optim.optimizer adamw"):
             build_optimizer(Toy(), OptimConfig(optimizer=name, subspace=SubspaceConfig(rank=2)))
+    with pytest.raises(UserError, match=r"loro needs whole matrices.*strategy ddp"):
+        build_optimizer(tiny(lowrank=LowRankConfig(rank=4)), OptimConfig(optimizer="loro"))
     build_optimizer(Toy(), OptimConfig(optimizer="muon"))

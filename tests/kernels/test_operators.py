@@ -176,10 +176,10 @@ def test_a_masked_token_is_as_if_it_were_not_there(operator):
         compare(got, want, 1e-10)
 
 
-@pytest.mark.parametrize("name", ["token_logprobs", "total", "jsd 0.5"])
-def test_under_compile(name):
+@every
+def test_under_compile(operator):
     """token_logprobs stays inside the graph; the one-pass operations leave it and give the same."""
-    case, operator = Case(S=9, V=17), BY_NAME[name]
+    case = Case(S=9, V=17)
     x = {k: v.detach().clone().requires_grad_(k in operators.LEAVES) for k, v in inputs_of(case).items()}
 
     def loss(hidden):

@@ -139,7 +139,7 @@ class Scan:
 
     def __init__(self, data: TraceData, split: Split = "train") -> None:
         data.setup("predict")  # builds the renderer
-        self.data, self.paths = data, data._paths(split) if split != "val" or data.has_val else []
+        self.data, self.paths = data, data.paths(split) if split != "val" or data.has_val else []
         if not self.paths:
             raise UserError(f"data.{split}_file is missing: give the file to look at, --data.{split}_file FILE")
         encode = data.tokenizer.encode

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lit_reason.core.run_folder import run_folder
 from lit_reason.data.cache import default_cache_folder, digest, file_digest, open_folder
-from lit_reason.data.loader import BinSampler, PackLoader
-from lit_reason.data.packing import Pack
+from lit_reason.data.packed_data import PackedData, Split
 from lit_reason.data.reading.records import Quarantine
 from lit_reason.data.text.documents import held_out, read_documents
 from lit_reason.data.text.text_rows import Layout, TextRow, TextRows
@@ -25,11 +19,10 @@ from lit_reason.data.text.text_store import TextStore, write_text_store
 from lit_reason.data.text.tokenizer_training import train_tokenizer
 from lit_reason.errors import UserError
 
-Split = Literal["train", "val", "test"]
 FORMAT = 1  # raise when what lies in a store or a trained tokenizer changes
 
 
-class TextData(LightningDataModule):
+class TextData(PackedData):
     """Reads documents, trains a tokenizer on them if the model has none, and packs their tokens.
 
     Args:
@@ -115,44 +108,30 @@ class TextData(LightningDataModule):
             if self.token_budget is not None and self.trainer is not None:
                 self.trainer.fit_loop.epoch_loop.max_steps = self.steps()
 
-    @property
-    def has_val(self) -> bool:
-        """Whether there are validation rows."""
-        return bool(self.files["val"]) or (self.holdout > 0 and bool(self.files["train"]))
-
-    @property
-    def ledger(self) -> dict[str, Any]:
-        """What reading did to the training documents (for the run report); empty before `fit`."""
-        return self.stores["train"].meta if "train" in self.stores else {}
-
     def trained_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer trained on the training documents, held-out ones left aside; made once and kept."""
         source = {"tokenizer": FORMAT, **self._source("train"), "vocab_size": self.vocab_size}
 
         def build(folder: Path) -> None:
-            rank_zero_info(f"training a tokenizer of {self.vocab_size:,} tokens on {', '.join(self._paths('train'))}")
+            rank_zero_info(f"training a tokenizer of {self.vocab_size:,} tokens on {', '.join(self.paths('train'))}")
             texts = (text for _, text in self._documents("train", Quarantine(None, self.max_bad_rows)))
             train_tokenizer(texts, self.vocab_size).save_pretrained(folder)
 
         return AutoTokenizer.from_pretrained(open_folder(self.cache, digest(source), build))
 
-    def _paths(self, split: str) -> list[str]:
-        given = self.files["train"] if split == "val" and not self.files["val"] else self.files[split]
-        return [] if not given else [given] if isinstance(given, str) else list(given)
-
     def _source(self, split: str) -> dict[str, Any]:
         """All that the documents of a split depend on."""
-        for path in self._paths(split):
+        for path in self.paths(split):
             if path not in self._digests:
                 self._digests[path] = file_digest(path)
         drawn = (split == "val", self.holdout, self.seed) if self._shares_file(split) else None
-        return {"files": [self._digests[p] for p in self._paths(split)], "field": self.text_field, "drawn": drawn}
+        return {"files": [self._digests[p] for p in self.paths(split)], "field": self.text_field, "drawn": drawn}
 
     def _shares_file(self, split: str) -> bool:
         return split != "test" and not self.files["val"] and self.holdout > 0
 
     def _documents(self, split: str, quarantine: Quarantine) -> Iterator[tuple[str, str]]:
-        for name, text in read_documents(self._paths(split), self.text_field, quarantine):
+        for name, text in read_documents(self.paths(split), self.text_field, quarantine):
             if not self._shares_file(split) or held_out(text, self.holdout, self.seed) == (split == "val"):
                 yield name, text
 
@@ -176,7 +155,7 @@ class TextData(LightningDataModule):
                 write_text_store(folder, counted.rows(), len(cast(Any, self.tokenizer)), lambda: counted.meta(rejects))
                 if not counted.row_count:
                     raise UserError(
-                        f"no {split} text is left of {', '.join(self._paths(split))}: {counted.documents} documents, "
+                        f"no {split} text is left of {', '.join(self.paths(split))}: {counted.documents} documents, "
                         f"{counted.empty} of them empty. {rejects.summary()}"
                     )
 
@@ -193,16 +172,13 @@ class TextData(LightningDataModule):
             rank_zero_info(f"  {note}")
         if bad and self.trainer:
             rank_zero_info(f"  {bad} rows could not be used: {', '.join(store.meta['bad_rows'])}. See {quarantine}")
-            folder = run_folder(self.trainer)  # all ranks: asking for it is a collective
-            if self.trainer.is_global_zero and quarantine.exists():
-                folder.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(quarantine, folder / f"quarantine-{split}.jsonl")
+            self.keep_quarantine(split, quarantine)
 
     # ---- length ----
 
     def _check_size(self) -> None:
         """Refuse a corpus that does not fill the micro-batches of one optimizer step."""
-        store, sampler = self.stores["train"], self._sampler("train", shuffle=True)
+        store, sampler = self.stores["train"], self.train_dataloader().sampler
         rows = f"{self.batch_rows} rows" if self.batch_rows else f"{self.batch_tokens:,} tokens"
         needed = sampler.accumulate * sampler.world
         tokens = int(store.lengths.sum())
@@ -216,44 +192,7 @@ class TextData(LightningDataModule):
     def steps(self) -> int:
         """Optimizer steps in which `token_budget` tokens are trained."""
         assert self.token_budget is not None
-        sampler = self._sampler("train", shuffle=True)
-        steps_of_pass = math.ceil(len(sampler) / sampler.accumulate)
-        return max(1, round(self.token_budget / float(self.stores["train"].weight_sums.sum()) * steps_of_pass))
-
-    # ---- loaders ----
-
-    def _sampler(self, split: Split, *, shuffle: bool) -> BinSampler:
-        store = self.stores[split]
-        ranks = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
-        return BinSampler(
-            store.lengths,
-            store.weight_sums,
-            batch_tokens=None if self.batch_rows else self.batch_tokens,
-            batch_rows=self.batch_rows or 1,
-            shuffle=shuffle,
-            seed=self.seed,
-            accumulate=self.trainer.accumulate_grad_batches if shuffle and self.trainer else 1,
-            rank=ranks.get("rank", 0),
-            world=ranks.get("num_replicas", 1),
-        )
-
-    def train_dataloader(self) -> PackLoader:
-        """Packs of training rows, in a new order each pass."""
-        return PackLoader(self.stores["train"], self._sampler("train", shuffle=True), self.workers)
-
-    def val_dataloader(self) -> PackLoader | list:
-        """Packs of validation rows, always in the same order; empty without validation rows."""
-        if "val" not in self.stores:
-            return []
-        return PackLoader(self.stores["val"], self._sampler("val", shuffle=False), self.workers)
-
-    def test_dataloader(self) -> PackLoader:
-        """Packs of test rows, always in the same order."""
-        return PackLoader(self.stores["test"], self._sampler("test", shuffle=False), self.workers)
-
-    def transfer_batch_to_device(self, batch: Pack, device: torch.device, dataloader_idx: int) -> Pack:
-        """Packs move."""
-        return batch.to(device, non_blocking=True)
+        return self.train_dataloader().steps_for(self.token_budget)
 
 
 class _Counted:

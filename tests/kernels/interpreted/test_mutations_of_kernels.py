@@ -1,4 +1,7 @@
-"""The tests fail when a Triton kernel is wrong: each line below breaks one place, and a check must notice."""
+"""The tests fail when a Triton kernel is wrong: each line below breaks one place, and a check must notice.
+
+One mutant a kernel is tried in every run; all of them, and that the checks pass without one, with `-m slow`.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,6 @@ import torch
 from row_cases import CASES, KINDS, check_divergence, check_statistics, rounded
 
 from lit_reason.kernels import triton_kernels, triton_rows
-
-pytestmark = pytest.mark.slow
 
 KERNELS = ("stats_kernel", "grad_kernel", "divergence_kernel", "divergence_grad_kernel")
 MUTANTS = [
@@ -74,6 +75,12 @@ MUTANTS = [
     ("pairs", "dz * (g * (slope * student[3]))", "dz * (slope * student[3])"),
     ("pairs", "dz * (g * (slope * student[3]))", "dz * (g * student[3])"),
 ]  # fmt: skip
+QUICK = (  # what stands there in the mutants of every run: statistics, gradient, divergence, its gradient
+    "target < 0, -largest",
+    "columns == target, g_logp",
+    "beta * value + (1.0 - beta) * inner",
+    "(log_p - log_q - inner)",
+)
 
 
 def checks_of(reach: str) -> list[Callable[[], object]]:
@@ -99,14 +106,20 @@ def small_blocks(monkeypatch):
     triton_rows._vectors = vectors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reach", ["rows", "pairs"])
 def test_the_checks_pass_without_a_mutation(reach):
     assert not noticed(checks_of(reach))
 
 
-@pytest.mark.parametrize(
-    "reach, before, after", MUTANTS, ids=[f"{before[:50]} -> {after[-30:]}" for _, before, after in MUTANTS]
-)
+def mutants():
+    assert set(QUICK) < {before for _, before, _ in MUTANTS}
+    for it in MUTANTS:
+        marks = [] if it[1] in QUICK else [pytest.mark.slow]
+        yield pytest.param(*it, id=f"{it[1][:50]} -> {it[2][-30:]}", marks=marks)
+
+
+@pytest.mark.parametrize("reach, before, after", mutants())
 def test_a_broken_kernel_is_noticed(reach, before, after, monkeypatch, tmp_path):
     source = inspect.getsource(triton_kernels)
     assert before in source, f"{before!r} is not in triton_kernels any more"
