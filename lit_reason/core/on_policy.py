@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from lit_reason.errors import UserError
 from lit_reason.kernels import epilogues
 from lit_reason.metrics.means import Means
 from lit_reason.models.config import ModelConfig
+from lit_reason.models.language_model import LanguageModel
 from lit_reason.rollout.config import DialogueConfig, SamplingConfig
 from lit_reason.rollout.engine import Engine
 from lit_reason.rollout.observations import ObservationEncoder
@@ -216,10 +218,14 @@ class OnPolicyRegime(Regime):
             terms.append(epilogues.entropy_bonus(c.entropy))
         return epilogues.total(*terms)
 
+    def reference(self) -> AbstractContextManager[LanguageModel]:
+        """The model that `policy.kl` holds the policy to, for as long as the context lasts."""
+        return self.lm.as_reference()
+
     @torch.no_grad()
     def _reference_logp(self, pack: PolicyPack) -> torch.Tensor:
         moved = pack.to(self.device)
-        with self.lm.as_reference() as reference:
+        with self.reference() as reference:
             hidden = reference.hidden(moved.ids, moved.positions, moved.cu_seqlens)
             return reference.head(hidden[moved.index], moved.targets, temperature=self.sampling.temperature).logp_S
 

@@ -17,18 +17,21 @@ import copy
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from lit_reason.errors import UserError
 from lit_reason.models.language_model import LanguageModel
 from lit_reason.models.loading import resolve_dtype
 from lit_reason.models.lowrank import LowRankLinear, save_factored
+from lit_reason.models.reward import RewardModel
 
 EXPORT_FILES = ("config.json", "adapter_config.json")
 
@@ -62,12 +65,9 @@ def export_model(
         UserError: the folder holds something that is not an export, or the dtype is unknown.
     """
     place = Path(folder).expanduser()
-    _refuse_foreign(place)
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise UserError(f"export: dtype is '{dtype}'; allowed: float32, bfloat16, float16")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    try:
+    with _complete_folder(place) as fresh:
         if lm.config.lowrank is not None and not merge:
             save_factored(lm.base, lm.config.lowrank, fresh)
         elif merge or lm.base is lm.hf:
@@ -76,10 +76,70 @@ def export_model(
             lm.hf.save_pretrained(fresh, save_embedding_layers=False)  # type: ignore[operator]
         if tokenizer is not None:
             tokenizer.save_pretrained(fresh)
+    return place
+
+
+@contextmanager
+def _complete_folder(place: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `place` when the block ends without an error."""
+    _refuse_foreign(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        yield fresh
         os.chmod(fresh, 0o777 & ~_umask())
         _move(fresh, place)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+@torch.no_grad()
+def export_reward(reward: RewardModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, *, pad_id: int) -> Path:
+    """Write a reward model as a sequence-classification folder of one label, which plain transformers loads.
+
+    Its scores there are ours before normalisation; `reward_mean` and `reward_std` in `config.json` normalise them.
+
+    Args:
+        reward: the model.
+        tokenizer: its tokenizer; not changed.
+        folder: where to write.
+        pad_id: token that pads. transformers reads the score at the last token that is another, so it must not occur
+            in texts: an end token would hide the ends.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: transformers knows no sequence-classification model of this architecture.
+    """
+    place, base = Path(folder).expanduser(), reward.lm.base
+    config = copy.deepcopy(base.config)
+    config.num_labels, config.problem_type = 1, "regression"
+    config.get_text_config().pad_token_id = pad_id
+    config.reward_mean, config.reward_std = reward.mean, reward.std
+    config._attn_implementation = "eager"
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        try:
+            plain: Any = AutoModelForSequenceClassification.from_config(config)
+        except ValueError as error:
+            kind = type(base).__name__
+            raise UserError(f"export: transformers has no sequence-classification model for {kind}") from error
+    with reward.active():
+        state = _merged_state(base, resolve_dtype(reward.lm.config.dtype) if _has_quantised(base) else None)
+    inner = f"{base.base_model_prefix}."
+    state = {name: tensor for name, tensor in state.items() if name.startswith(inner)}
+    if not hasattr(plain, "score") or plain.base_model_prefix != base.base_model_prefix:
+        raise UserError(f"export: {type(plain).__name__} keeps its score in a way that is not known")
+    weight: Any = reward.score.weight
+    weight = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    _load(plain, {**state, "score.weight": weight.detach().to(next(iter(state.values())).dtype)})
+    words = copy.deepcopy(tokenizer)
+    words.pad_token = words.convert_ids_to_tokens(pad_id)
+    with _complete_folder(place) as fresh:
+        plain.save_pretrained(fresh)
+        words.save_pretrained(fresh)
     return place
 
 
@@ -96,7 +156,7 @@ def plain_model(lm: LanguageModel, dtype: torch.dtype | None = None) -> PreTrain
         A transformers model of the same class, for saving or for inference.
     """
     base = lm.base
-    if dtype is None and any(_is_quantised(module) for module in base.modules()):
+    if dtype is None and _has_quantised(base):
         dtype = resolve_dtype(lm.config.dtype)
     state = _merged_state(base, dtype)
     config = copy.deepcopy(base.config)
@@ -150,6 +210,10 @@ def _merged_state(base: PreTrainedModel, dtype: torch.dtype | None) -> dict[str,
 
     walk(base, "")
     return state
+
+
+def _has_quantised(model: nn.Module) -> bool:
+    return any(_is_quantised(module) for module in model.modules())
 
 
 def _is_quantised(layer: nn.Module) -> bool:
