@@ -26,8 +26,8 @@ from lit_reason.kernels import epilogues
 from lit_reason.metrics.means import Means
 from lit_reason.models.config import ModelConfig
 from lit_reason.models.language_model import LanguageModel
+from lit_reason.rollout.backends import backend_for
 from lit_reason.rollout.config import DialogueConfig, SamplingConfig
-from lit_reason.rollout.engine import Engine
 from lit_reason.rollout.observations import ObservationEncoder
 from lit_reason.rollout.play import Player
 from lit_reason.rollout.policy_pack import Credited, PolicyPack, loss_weights, policy_packs
@@ -195,8 +195,8 @@ class OnPolicyRegime(Regime):
         """
         stop_ids = known_stop_ids(self.tokenizer, self.lm.eos_ids)
         observations = ObservationEncoder(self.tokenizer, stop_ids, dialogue.observation_role)
-        engine = Engine(self.lm, self.tokenizer, sampling, observations.stop_ids)
-        return Player(engine, observations, self._data.env, dialogue, self._data.rewards)
+        backend = backend_for(dialogue.backend, self.lm, self.tokenizer, sampling, observations.stop_ids)
+        return Player(backend, observations, self._data.env, dialogue, self._data.rewards)
 
     def policy_loss(self, pack: PolicyPack) -> epilogues.Epilogue:
         """The loss of each sampled token as a function of its log-probability and entropy.
@@ -299,7 +299,8 @@ class OnPolicyRegime(Regime):
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:  # type: ignore[override]
         """Play held-out tasks, once each."""
         dialogue = dataclasses.replace(self.dialogue, group=1)
-        self.record_round(self.val_round_meter, self.player(self.sampling, dialogue).play(batch.tasks))
+        rollouts = self.player(self.sampling, dialogue).play(batch.tasks, policy_version=self.trainer.global_step)
+        self.record_round(self.val_round_meter, rollouts)
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the held-out tasks."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+from lit_reason.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,49 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True)
+class BackendConfig:
+    """What samples the turns of a rollout.
+
+    Args:
+        name: `own` samples with the trainer's weights and keeps keys and values between turns; `continuous` is the
+            continuous batching of transformers; `server` an OpenAI-compatible server such as vLLM, by token ids.
+        url: of the server, for instance `http://127.0.0.1:8000`.
+        model: name under which the server knows the model that is trained from.
+        sync: `adapter` writes the adapter to `folder` before each round and has the server load it; `none` leaves the
+            server as it is, so that its rollouts are of version 0 for ever.
+        folder: where adapters are written; the server reads them under the same path.
+        most_lag: policy updates that the server's weights may be behind the trainer's; beyond, the run stops.
+        most_gap: mean difference in nats between log-probabilities of the server and of the trainer's weights, above
+            which the run stops: they are not the same weights then, or not the same numbers. Checked on the first turn
+            of every round that has no lag.
+        logprobs: what the server reports: `raw` those of temperature 1 (vLLM's default), `processed` those of the
+            distribution it draws from (`--logprobs-mode processed_logprobs`).
+        requests: requests under way at once.
+        timeout_s: seconds after which the server has failed.
+    """
+
+    name: Literal["own", "continuous", "server"] = "own"
+    url: str = ""
+    model: str = ""
+    sync: Literal["adapter", "none"] = "adapter"
+    folder: str = ""
+    most_lag: int = 0
+    most_gap: float = 0.1
+    logprobs: Literal["raw", "processed"] = "raw"
+    requests: int = 64
+    timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.name == "server" and not (self.url and self.model):
+            raise UserError("dialogue.backend server needs url and model: where it is, and what it calls the model")
+        if self.name == "server" and self.sync == "adapter" and not self.folder:
+            raise UserError("dialogue.backend.sync adapter needs folder: where the server finds adapters")
+        for name, least in (("most_lag", 0), ("requests", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"dialogue.backend.{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclass(frozen=True)
 class DialogueConfig:
     """Limits of a multi-turn rollout.
 
@@ -44,6 +90,7 @@ class DialogueConfig:
         observation_role: role of the message that carries an observation in the chat template.
         keep_every: write the rollouts of every so many rounds to `rollouts.jsonl` in the run folder; 0 writes none.
         timeout_s: seconds after which an environment that does not answer has failed.
+        backend: what samples.
     """
 
     group: int = 8
@@ -55,3 +102,4 @@ class DialogueConfig:
     observation_role: str = "user"
     keep_every: int = 0
     timeout_s: float = 30.0
+    backend: BackendConfig = BackendConfig()

@@ -16,7 +16,6 @@ with a pass over padding until all are.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,29 +27,12 @@ from torch import Tensor
 
 from lit_reason.errors import UserError
 from lit_reason.models.language_model import LanguageModel
+from lit_reason.rollout.backend import Backend, Turn, TurnEnds, words_of
 from lit_reason.rollout.config import SamplingConfig
 from lit_reason.rollout.kv_slots import KVSlots
 from lit_reason.rollout.sampler import draw, generating
 
-_WINDOW_MARGIN = 8  # tokens decoded beyond a stop string's length when looking for it
 _MOST_HOLES = 0.25
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What the model wrote in one turn of one row.
-
-    Attributes:
-        ids: sampled tokens, the one that ended the turn included.
-        logprobs: natural log-probability of each under the tempered, untruncated distribution it was drawn from.
-        text: `ids` as text, up to the end of the stop string or before the end token.
-        stop: `end` (an end token), `length` (the limit), or the stop string.
-    """
-
-    ids: list[int]
-    logprobs: list[float]
-    text: str
-    stop: str
 
 
 @dataclass
@@ -63,7 +45,7 @@ class _Row:
     turns: int = 0
 
 
-class Engine:
+class Engine(Backend):
     """Runs several rollouts of one model at once.
 
     Args:
@@ -73,10 +55,10 @@ class Engine:
         stop_ids: tokens that end a turn.
     """
 
+    sampler = "own"
+
     def __init__(self, lm: LanguageModel, tokenizer: Any, sampling: SamplingConfig, stop_ids: Sequence[int]) -> None:
-        if not stop_ids:
-            raise UserError("no end token: the tokenizer names none (eos_token), so a turn could never end")
-        self.lm, self.tokenizer, self.sampling, self.stop_ids = lm, tokenizer, sampling, frozenset(stop_ids)
+        self.lm, self.sampling, self.ends = lm, sampling, TurnEnds(tokenizer, stop_ids)
         self._rows: list[_Row] = []
         self._slots: KVSlots | None = None
 
@@ -95,7 +77,9 @@ class Engine:
             if not len(ids):
                 raise UserError(f"prompt {p} is empty: there is nothing to continue")
         names = names or [str(p) for p in range(len(prompts))]
-        self._rows = [_Row(list(ids), (*_words(name), 0), list(ids)) for ids, name in zip(prompts, names, strict=True)]
+        self._rows = [
+            _Row(list(ids), (*words_of(name), 0), list(ids)) for ids, name in zip(prompts, names, strict=True)
+        ]
         self._slots = KVSlots(self.lm.base.config, len(prompts), self.lm.device)
 
     @torch.inference_mode(False)
@@ -202,7 +186,7 @@ class Engine:
                 ids[i].append(token)
                 logprobs[i].append(score)
                 self.append(i, [token])
-                ended = self._ended(ids[i], stops)
+                ended = self.ends.at_last(ids[i], stops)
                 if ended is not None:
                     stop[i] = ended
                 elif len(ids[i]) < limits[i]:
@@ -210,7 +194,7 @@ class Engine:
             active = going
         for row in rows:
             row.turns += 1
-        return [Turn(i, p, self._text(i, s), s) for i, p, s in zip(ids, logprobs, stop, strict=True)]
+        return [self.ends.turn(i, p, s) for i, p, s in zip(ids, logprobs, stop, strict=True)]
 
     def _feed(self, active: Sequence[int], but: int = 0) -> tuple[list[int], Tensor]:
         """Run pending tokens of some rows through the model, the last `but` of each left out.
@@ -257,28 +241,6 @@ class Engine:
             chosen_R = logits_RV.argmax(-1)
         logprob_R = tempered_RV.log_softmax(-1).gather(1, chosen_R[:, None])[:, 0]
         return chosen_R.tolist(), logprob_R.tolist()
-
-    def _ended(self, ids: list[int], stops: Sequence[str]) -> str | None:
-        if ids[-1] in self.stop_ids:
-            return "end"
-        if not stops:
-            return None
-        # A token writes at least one byte of the stop string it ends, so the string lies within this window.
-        window = max(len(s.encode()) for s in stops) + _WINDOW_MARGIN
-        tail = self._decode(ids[-window:])
-        return next((s for s in stops if s in tail), None)
-
-    def _text(self, ids: list[int], stop: str) -> str:
-        text = self._decode(ids[:-1] if stop == "end" else ids)
-        return text[: text.rindex(stop) + len(stop)] if stop not in ("end", "length") else text
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def _words(name: str) -> tuple[int, ...]:
-    digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
-    return tuple(np.frombuffer(digest, dtype="<u4").tolist())
 
 
 def _uniforms(seed: int, key: Sequence[int], count: int) -> np.ndarray:

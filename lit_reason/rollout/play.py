@@ -17,8 +17,8 @@ from lit_reason.errors import UserError
 from lit_reason.rewards.composition import Paid, Rewards
 from lit_reason.rewards.dialogue import Dialogue
 from lit_reason.rewards.dialogue import Turn as PlayedTurn
+from lit_reason.rollout.backend import Backend, Turn
 from lit_reason.rollout.config import DialogueConfig
-from lit_reason.rollout.engine import Engine, Turn
 from lit_reason.rollout.observations import ObservationEncoder
 from lit_reason.rollout.trajectory import NOT_SAMPLED, Trajectory
 
@@ -56,7 +56,7 @@ class Player:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Backend,
         observations: ObservationEncoder,
         make_env: Callable[[], Environment],
         config: DialogueConfig,
@@ -72,7 +72,7 @@ class Player:
 
         Args:
             tasks: rows of the training data.
-            policy_version: number of policy updates so far, for the record.
+            policy_version: number of policy updates so far.
             seed: of the environments' draws; the engine has its own.
             progress: show a progress bar over turns.
 
@@ -84,6 +84,7 @@ class Player:
             UserError: a prompt leaves no room for an answer, or every rollout failed.
         """
         c, engine = self.config, self.engine
+        held = engine.begin_round(policy_version)
         dialogues = self._begin(tasks, seed)
         groups = [dialogues[i : i + c.group] for i in range(0, len(dialogues), c.group)]
         groups = [group for group in groups if any(d.opening is not None for d in group)]
@@ -101,7 +102,7 @@ class Player:
         settled = self._together([partial(self._paid, d, tasks[d.prompt]) for d in dialogues])
         self._together([d.env.close for d in dialogues])
         done = [
-            self._trajectory(d, tasks[d.prompt], policy_version, paid or Paid(d.terms, {}), failure)
+            self._trajectory(d, tasks[d.prompt], held, paid or Paid(d.terms, {}), failure)
             for d, (paid, failure) in zip(dialogues, settled, strict=True)
         ]
         failed = [t for t in done if t.failure]
@@ -191,6 +192,8 @@ class Player:
             row_id=_name(task, d.prompt),
             failure=d.failure or late,
             facts=d.facts,
+            sampler=self.engine.sampler,
+            scorer=self.engine.scorer,
         )
 
     def _together(self, calls: Sequence[Callable[[], R]]) -> list[tuple[R | None, str]]:

@@ -39,6 +39,8 @@ class Trajectory:
         facts: counts for reports: `errors` of tools, `cut_observations`.
         token_rewards: reward paid at each token, 0 where none was sampled; they stand in place of the rewards of turns
             and outcome and add up to them. Empty: rewards are paid by turn.
+        sampler: what sampled: `own`, `continuous`, `server`.
+        scorer: whose `logprob` is: the `sampler`'s own, or that of a forward pass by the `trainer`.
     """
 
     prompt: int
@@ -55,6 +57,8 @@ class Trajectory:
     failure: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     token_rewards: list[float] = field(default_factory=list)
+    sampler: str = "own"
+    scorer: str = "sampler"
 
     @property
     def turn_rewards(self) -> list[float]:

@@ -18,8 +18,9 @@ from lit_reason.models.language_model import LanguageModel
 from lit_reason.models.loading import load_tokenizer
 from lit_reason.rewards.composition import Rewards
 from lit_reason.rewards.tool_use import TOOL_USE
+from lit_reason.rollout.backend import Backend, Turn
 from lit_reason.rollout.config import DialogueConfig, SamplingConfig
-from lit_reason.rollout.engine import Engine, Turn
+from lit_reason.rollout.engine import Engine
 from lit_reason.rollout.observations import ObservationEncoder
 from lit_reason.rollout.play import Player
 from lit_reason.rollout.trajectory import NOT_SAMPLED, read_ledger, write_ledger
@@ -45,8 +46,10 @@ def observations(tokenizer):
     return ObservationEncoder(tokenizer, [tokenizer.eos_token_id])
 
 
-class Scripted:
+class Scripted(Backend):
     """An engine whose turns are written beforehand: `script[row][turn]`, rows by (prompt, rollout)."""
+
+    sampler = "script"
 
     def __init__(self, tokenizer, script):
         self.tokenizer, self.script = tokenizer, script
