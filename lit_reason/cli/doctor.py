@@ -35,6 +35,8 @@ OPTIONAL = (
     ("datasets", "hub", "Hugging Face data sets and parquet files"),
     ("gguf", "gguf", "models from .gguf files"),
     ("math-verify", "eval", "checking boxed mathematical answers"),
+    ("bm25s", "search", "environments that search a corpus"),
+    ("reasoning-gym", "reasoning-gym", "its tasks as environments"),
     ("tensorboard", "track", "TensorBoard logger"),
     ("wandb", "track", "Weights & Biases logger"),
     ("shtab", "completion", "the parser's own shell completion"),

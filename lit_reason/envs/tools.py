@@ -86,7 +86,7 @@ class Tool:
     def signature(self) -> str:
         """The tool in one line, for a system prompt."""
         described = self.schema["function"]["description"]
-        return f"{self.name}{inspect.signature(self.function)}: {described}"
+        return f"{self.name}{inspect.signature(self.function, eval_str=True)}: {described}"
 
 
 def call_tool(tools: Mapping[str, Tool], name: object, arguments: object) -> str:

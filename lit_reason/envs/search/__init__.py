@@ -1,0 +1,1 @@
+"""Questions that a model answers by searching a corpus."""
