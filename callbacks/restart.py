@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ class Restart(Callback):
 
     Logged at each restart: `restart/loss_before` and `restart/loss_after` the refactorization, on the step's last
     micro-batch; `restart/balance_defect`, the mean over layers of |B^T B - A^T A| / |B^T B| before; the mean and least
-    `restart/stable_rank` of the products; `restart/effective_lr`, the root mean square of Adam's last update;
+    `restart/stable_rank` of the products, and `restart/stable_rank_block_3` of those in block 3; `restart/effective_lr`, the root mean square of Adam's last update;
     `restart/skipped_layers`, left as they were because a factor is not finite; `restart/seconds`, `restart/count`.
 
     Args:
@@ -231,10 +233,14 @@ def _summary(names: tuple[str, ...], found: list[Balance | None]) -> dict[str, f
             f"Restart: {len(skipped)} of {len(names)} layers keep their factors, because an entry is not finite or the "
             f"decomposition failed: {', '.join(skipped[:3])}{' ...' if len(skipped) > 3 else ''}"
         )
-    balances = [balance for balance in found if balance is not None]
+    balances = {name: balance for name, balance in zip(names, found, strict=True) if balance is not None}
     figures = {"skipped_layers": float(len(skipped))}
     if balances:
-        ranks = [balance.stable_rank for balance in balances]
-        figures["balance_defect"] = sum(balance.defect for balance in balances) / len(balances)
-        figures |= {"stable_rank": sum(ranks) / len(ranks), "stable_rank_min": min(ranks)}
+        ranks = {name: balance.stable_rank for name, balance in balances.items()}
+        figures["balance_defect"] = fmean(balance.defect for balance in balances.values())
+        figures |= {"stable_rank": fmean(ranks.values()), "stable_rank_min": min(ranks.values())}
+        blocks: dict[str, list[float]] = defaultdict(list)
+        for name, rank in ranks.items():  # `layers.3.self_attn.q_proj` lies in block 3
+            blocks[next((part for part in name.split(".") if part.isdigit()), "")].append(rank)
+        figures |= {f"stable_rank_block_{block}": fmean(of) for block, of in blocks.items() if block}
     return figures

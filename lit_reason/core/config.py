@@ -42,9 +42,9 @@ class OptimConfig:
         weight_decay: decoupled decay of matrices; vectors (norms, biases) are never decayed.
         betas: decay of the two moments.
         eps: added to the denominator.
-        schedule: shape after warm-up. `wsd` stays at the top and falls at the end. The last two fall as a cosine and
+        schedule: shape after warm-up. `wsd` stays at the top and falls at the end. The last three fall as a cosine and
             start again low after each restart: `cosine_quick_recovery` of weight refactorization, `jagged_cosine` of
-            ReLoRA.
+            ReLoRA, and `cosine_rewarm` of SPAM, which rises slowly at first.
         warmup: share of all optimizer steps over which the rate rises linearly from 0.
         final_lr: rate at the last step, as a share of `lr`; unused by `constant`.
         decay: share of all optimizer steps over which `wsd` falls.
@@ -59,7 +59,9 @@ class OptimConfig:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    schedule: Literal["constant", "linear", "cosine", "wsd", "cosine_quick_recovery", "jagged_cosine"] = "cosine"
+    schedule: Literal[
+        "constant", "linear", "cosine", "wsd", "cosine_quick_recovery", "jagged_cosine", "cosine_rewarm"
+    ] = "cosine"
     warmup: float = 0.03
     final_lr: float = 0.1
     decay: float = 0.2

@@ -81,6 +81,7 @@ def run_page(facts: RunFacts, log: MetricsLog) -> ReportData:
             Section("Answers to held-out problems", figures=_accuracy_plots(log)),
             Section("Loss", figures=_loss_plots(log)),
             Section("Tokens by part of the trace", figures=_segment_plots(log)),
+            Section("Restarts", figures=_restart_plots(log)),
             _samples(facts.samples),
             _data(facts.ledger),
             Section("Speed and memory", figures=_speed_plots(log)),
@@ -261,6 +262,27 @@ def _decile_plot(log: MetricsLog) -> Figure | None:
         ],
         unit="nats a token",
         x_label="tenth of the full trace",
+    )
+
+
+def _restart_plots(log: MetricsLog) -> list[Figure]:
+    """What low-rank factors were like when a run restarted, and their rank from the first block to the last."""
+    ranks = [
+        Curve("mean of all products", log.points("restart/stable_rank"), "c1", markers=True),
+        Curve("least", log.points("restart/stable_rank_min"), "c2", markers=True, dashed=True),
+    ]
+    defect = Curve("mean of all layers", log.points("restart/balance_defect"), "c4", markers=True)
+    found = {re.fullmatch(r"restart/stable_rank_block_(\d+)", name): points for name, points in log.series.items()}
+    blocks = dict(sorted((int(match[1]), points) for match, points in found.items() if match and points))
+    by_block = [
+        (label, colour, [points[at][1] for points in blocks.values()])
+        for label, colour, at in (("first restart", "c8", 0), ("last restart", "c1", -1))
+    ]
+    note = "Squared Frobenius norm over squared largest singular value."
+    return _drawn(
+        line_plot("Stable rank", ranks, note=note, from_zero=True),
+        line_plot("Balance defect before", [defect], note="0: both factors of a product alike.", from_zero=True),
+        bar_plot("Stable rank by block", [str(block) for block in blocks], by_block, x_label="decoder block"),
     )
 
 

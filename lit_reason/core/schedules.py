@@ -10,8 +10,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_reason.core.config import OptimConfig
 from lit_reason.errors import UserError
 
-RESTARTING = ("cosine_quick_recovery", "jagged_cosine")
+RESTARTING = ("cosine_quick_recovery", "jagged_cosine", "cosine_rewarm")
 FLOOR = 0.001  # share of the rate with which `cosine_quick_recovery` starts again
+REWARM_FLOOR = 0.01  # and `cosine_rewarm`
 
 
 def lr_factor(step: int, total_steps: int, config: OptimConfig) -> float:
@@ -22,6 +23,8 @@ def lr_factor(step: int, total_steps: int, config: OptimConfig) -> float:
     * `cosine_quick_recovery` (Glentis et al., arXiv 2505.22922): for `t - q < R`, in which the rate comes back,
       `base(q + R) (0.001 + 0.999 (t - q) / (R - 1))`, else `base(t)`.
     * `jagged_cosine` (ReLoRA, Lialin et al., arXiv 2307.05695): `base(q) (t - q) / R` for `t - q < R`, else `base(t)`.
+    * `cosine_rewarm` (SPAM, Huang et al., arXiv 2501.06842, with R = 150): for `t - q < R`,
+      `base(t) (0.01 + 0.99 (1 - cos(pi (t - q) / R)) / 2)`, else `base(t)`.
 
     Args:
         step: optimizer steps made so far, from 0.
@@ -37,6 +40,9 @@ def lr_factor(step: int, total_steps: int, config: OptimConfig) -> float:
         if since < recovery and restarts_at(last, total_steps, config):
             if config.schedule == "jagged_cosine":
                 return since / recovery * _base(last, total_steps, config)
+            if config.schedule == "cosine_rewarm":
+                risen = 0.5 * (1 - math.cos(math.pi * since / recovery))
+                return (REWARM_FLOOR + (1 - REWARM_FLOOR) * risen) * _base(step, total_steps, config)
             back = min(1.0, since / max(1, recovery - 1))
             return (FLOOR + (1 - FLOOR) * back) * _base(last + recovery, total_steps, config)
     return _base(step, total_steps, config)

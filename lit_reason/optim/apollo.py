@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_reason.optim.subspace import TINY, SubspaceAdam, channel_scale, limit_growth
+from lit_reason.optim.subspace import TINY, Projected, SubspaceAdam, channel_scale, limit_growth
 
 
 class Apollo(SubspaceAdam):
@@ -40,15 +40,8 @@ class Apollo(SubspaceAdam):
         drawn = torch.randn(shape, generator=source, device=grad.device) / group["rank"] ** 0.5
         return drawn.to(grad.dtype)
 
-    def update(
-        self,
-        grad: Tensor,
-        low: Tensor,
-        direction: Tensor,
-        basis: Tensor,
-        state: dict[str, Any],
-        group: dict[str, Any],
-    ) -> Tensor:
+    def update(self, seen: Projected, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         """The scaled gradient; the arguments are those of `SubspaceAdam.update`."""
-        factor = direction.norm() / (low.norm() + TINY) if self.per_tensor else channel_scale(direction, low)
-        return limit_growth(group["scale"] ** 0.5 * factor * grad, state)
+        whole, low = seen.direction.norm(), seen.low.norm()
+        factor = whole / (low + TINY) if self.per_tensor else channel_scale(seen.direction, seen.low)
+        return limit_growth(group["scale"] ** 0.5 * factor * seen.grad, state)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_reason.optim.galore import GaLore
-from lit_reason.optim.subspace import back, channel_scale, limit_growth
+from lit_reason.optim.subspace import Projected, back, channel_scale, limit_growth
 
 
 class Fira(GaLore):
@@ -29,16 +29,8 @@ class Fira(GaLore):
         super().__init__(params, **settings)
         self.paper_exact = paper_exact
 
-    def update(
-        self,
-        grad: Tensor,
-        low: Tensor,
-        direction: Tensor,
-        basis: Tensor,
-        state: dict[str, Any],
-        group: dict[str, Any],
-    ) -> Tensor:
+    def update(self, seen: Projected, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         """Inside and outside of the subspace together; the arguments are those of `SubspaceAdam.update`."""
-        inside = back(low, basis) * (1.0 if self.paper_exact else group["scale"])
-        outside = limit_growth((grad - inside) * channel_scale(direction, low), state)
-        return super().update(grad, low, direction, basis, state, group) + outside
+        inside = back(seen.low, seen.basis) * (1.0 if self.paper_exact else group["scale"])
+        outside = limit_growth((seen.grad - inside) * channel_scale(seen.direction, seen.low), state)
+        return super().update(seen, state, group) + outside

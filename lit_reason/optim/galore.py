@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_reason.optim.subspace import SubspaceAdam, back, leading_basis
+from lit_reason.optim.subspace import Projected, SubspaceAdam, back, leading_basis
 
 
 class GaLore(SubspaceAdam):
@@ -21,14 +21,6 @@ class GaLore(SubspaceAdam):
             state["basis"] = leading_basis(grad, group["rank"])
         return state["basis"]
 
-    def update(
-        self,
-        grad: Tensor,
-        low: Tensor,
-        direction: Tensor,
-        basis: Tensor,
-        state: dict[str, Any],
-        group: dict[str, Any],
-    ) -> Tensor:
+    def update(self, seen: Projected, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         """Adam's direction, projected back; the arguments are those of `SubspaceAdam.update`."""
-        return group["scale"] * back(direction, basis)
+        return group["scale"] * back(seen.direction, seen.basis)

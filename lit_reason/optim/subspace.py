@@ -7,7 +7,7 @@ Shapes: G a gradient [M, N], R rank. The subspace lies along the shorter side, s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,22 @@ from lit_reason.optim.adam import adam_direction
 
 GROWTH = 1.01  # most that the part outside the subspace may grow from one step to the next (Fira's limiter)
 TINY = 1e-8
+
+
+class Projected(NamedTuple):
+    """A gradient in its subspace.
+
+    Attributes:
+        grad: the gradient, [M, N].
+        low: projected, [M, R] or [R, N].
+        direction: Adam's direction for `low`, uncorrected.
+        basis: the subspace, as rows, [R, shorter side].
+    """
+
+    grad: Tensor
+    low: Tensor
+    direction: Tensor
+    basis: Tensor
 
 
 class SubspaceAdam(Optimizer):
@@ -78,7 +94,7 @@ class SubspaceAdam(Optimizer):
                     basis = self.basis(p.grad, int(state.get("step", 0)), number, state, group)
                     low = project(p.grad, basis)
                     direction, correction = adam_direction(low, state, group["betas"], group["eps"])
-                    update = self.update(p.grad, low, direction, basis, state, group)
+                    update = self.update(Projected(p.grad, low, direction, basis), state, group)
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update, alpha=-group["lr"] * correction)
         return loss
@@ -98,22 +114,11 @@ class SubspaceAdam(Optimizer):
         """
         raise NotImplementedError
 
-    def update(
-        self,
-        grad: Tensor,
-        low: Tensor,
-        direction: Tensor,
-        basis: Tensor,
-        state: dict[str, Any],
-        group: dict[str, Any],
-    ) -> Tensor:
+    def update(self, seen: Projected, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
         """What to subtract from the matrix for lr 1, before bias correction.
 
         Args:
-            grad: [M, N].
-            low: the projected gradient.
-            direction: Adam's direction for it, uncorrected.
-            basis: [R, shorter side].
+            seen: the gradient in its subspace.
             state: of the matrix.
             group: settings.
 

@@ -9,13 +9,14 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_run import arguments, write_model, write_traces
 
+from lit_reason.callbacks import restart as restart_of
 from lit_reason.callbacks.restart import Restart
 from lit_reason.cli.reason_cli import build
 from lit_reason.core.metrics_log import read_metrics
 from lit_reason.errors import UserError
 from lit_reason.models.lowrank import lowrank_layers
 from lit_reason.strategies import refactorization
-from lit_reason.strategies.refactorization import refactorize_layers
+from lit_reason.strategies.refactorization import Balance, refactorize_layers
 
 K = 5
 LOWRANK = {
@@ -88,6 +89,18 @@ def test_restarts_balance_factors_and_empty_the_optimizer_at_every_period(folder
     ):
         assert after == pytest.approx(before, abs=1e-5) and step in (K - 1, 2 * K - 1)  # steps are counted from 0
     assert log.points("restart/stable_rank")[0][1] <= 6
+
+
+def test_ranks_are_told_by_block():
+    names = ("layers.0.attn.q", "layers.0.mlp.up", "layers.10.mlp.up", "tail.proj")
+    with pytest.warns(UserWarning, match="1 of 4 layers keep their factors"):
+        figures = restart_of._summary(names, [Balance(0.1, 2.0), None, Balance(0.3, 4.0), Balance(0.2, 6.0)])
+    assert figures["stable_rank"] == 4.0 and figures["stable_rank_min"] == 2.0
+    assert figures["balance_defect"] == pytest.approx(0.2) and figures["skipped_layers"] == 1
+    assert {k: v for k, v in figures.items() if "block" in k} == {
+        "stable_rank_block_0": 2.0,
+        "stable_rank_block_10": 4.0,
+    }
 
 
 def test_figures_are_those_of_the_dense_product(folder, tmp_path):

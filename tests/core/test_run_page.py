@@ -97,6 +97,16 @@ def test_the_verdict_says_what_was_trained_how_long_and_how_good(full):
     )
 
 
+def test_restarts_show_the_ranks_of_the_blocks_in_order():
+    series = {f"restart/stable_rank_block_{block}": [(9, 5.0 - block), (19, 1.0)] for block in (2, 0, 10)}
+    log = MetricsLog({**series, "restart/stable_rank": [(9, 3.0), (19, 1.0)]})
+    page = run_page(RunFacts("r"), log)
+    assert titles(sections(page)["Restarts"]) == ["Stable rank", "Stable rank by block"]
+    bars = sections(page)["Restarts"].figures[1]
+    assert [label for label, *_ in bars.legend] == ["first restart", "last restart"]
+    assert "Restarts" not in sections(run_page(FACTS, realistic_log()))
+
+
 def test_the_verdict_of_little_is_short():
     log = parse_metrics("step,train/loss,val/pass@1\n0,2.5,\n1,,0.5\n")
     verdict = run_page(RunFacts("r"), log).verdict.replace("\u00a0", " ")

@@ -86,6 +86,17 @@ def test_jagged_cosine_at_the_edges_of_a_restart(q):
     assert lr_factor(q + R, TOTAL, JAGGED) == pytest.approx(cosine(q + R))
 
 
+def test_rewarming_rises_as_a_cosine_on_top_of_the_run():
+    spam = OptimConfig(schedule="cosine_rewarm", warmup=0.1, final_lr=0.1, period_steps=K, recovery_steps=150)
+    for q in (K, 3 * K):
+        assert lr_factor(q - 1, TOTAL, spam) == pytest.approx(cosine(q - 1))
+        assert lr_factor(q, TOTAL, spam) == pytest.approx(0.01 * cosine(q))
+        assert lr_factor(q + 50, TOTAL, spam) == pytest.approx((0.01 + 0.99 * 0.25) * cosine(q + 50))
+        assert lr_factor(q + 75, TOTAL, spam) == pytest.approx(0.505 * cosine(q + 75))
+        assert lr_factor(q + 150, TOTAL, spam) == pytest.approx(cosine(q + 150))
+    assert not restarts_at(4 * K, TOTAL, spam) and lr_factor(4 * K, TOTAL, spam) == pytest.approx(cosine(4 * K))
+
+
 def test_restarts_are_due_on_multiples_after_the_warm_up_and_not_near_the_end():
     due = [step for step in range(TOTAL + 1) if restarts_at(step, TOTAL, QUICK)]
     assert due == [200, 400, 600, 800]
