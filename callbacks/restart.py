@@ -33,9 +33,10 @@ class Restart(Callback):
     warm-up, none near the end (`core.schedules.restarts_at`), and none after a step whose gradient was not finite.
 
     Logged at each restart: `restart/loss_before` and `restart/loss_after` the refactorization, on the step's last
-    micro-batch; `restart/balance_defect`, the mean over layers of |B^T B - A^T A| / |B^T B| before; the mean and least
-    `restart/stable_rank` of the products, and `restart/stable_rank_block_3` of those in block 3; `restart/effective_lr`, the root mean square of Adam's last update;
-    `restart/skipped_layers`, left as they were because a factor is not finite; `restart/seconds`, `restart/count`.
+    micro-batch; `restart/balance_defect`, the mean over layers of |B^T B - A^T A| / |B^T B| before; the mean and
+    least `restart/stable_rank` of the products, and `restart/stable_rank_block_3` of those in block 3;
+    `restart/effective_lr`, the root mean square of Adam's last update; `restart/skipped_layers`, left as they were
+    because a factor is not finite; `restart/seconds`, `restart/count`.
 
     Args:
         period_steps: optimizer steps from one restart to the next; default: `optim.period_steps`.
