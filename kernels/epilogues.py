@@ -158,11 +158,26 @@ def k3_kl(beta: float, ref_logp_S: Tensor | None = None) -> Epilogue:
     """
 
     def loss(tokens: Tokens) -> Terms:
-        ref = tokens.ref_logp_r if ref_logp_S is None else ref_logp_S[tokens.rows]
-        if ref is None:
-            raise UserError("k3_kl: ref_logp_S is None and linear_token_loss got no hidden_ref_SD; give one of them")
-        d = (ref - tokens.logp_r).clamp(max=EXPONENT_LIMIT)
+        d = (_reference(tokens, ref_logp_S, "k3_kl") - tokens.logp_r).clamp(max=EXPONENT_LIMIT)
         kl = torch.expm1(d) - d
+        return Terms(beta * kl, {"kl": kl})
+
+    return loss
+
+
+def k2_kl(beta: float, ref_logp_S: Tensor | None = None) -> Epilogue:
+    """`beta d^2 / 2` with `d = ref - logp`: on samples of the policy its gradient is that of KL(policy, reference).
+
+    Args:
+        beta: factor.
+        ref_logp_S: log-probabilities under the reference; None takes those of the reference's hidden states.
+
+    Returns:
+        Epilogue with metric `kl`, before beta.
+    """
+
+    def loss(tokens: Tokens) -> Terms:
+        kl = 0.5 * (_reference(tokens, ref_logp_S, "k2_kl") - tokens.logp_r) ** 2
         return Terms(beta * kl, {"kl": kl})
 
     return loss
@@ -236,3 +251,10 @@ def derivatives(epilogue: Epilogue, tokens: Tokens, weight_r: Tensor) -> tuple[T
 def _ratio(tokens: Tokens, old_logp_S: Tensor | None) -> Tensor:
     old = tokens.logp_r.detach() if old_logp_S is None else old_logp_S[tokens.rows]
     return (tokens.logp_r - old).clamp(-EXPONENT_LIMIT, EXPONENT_LIMIT).exp()
+
+
+def _reference(tokens: Tokens, ref_logp_S: Tensor | None, name: str) -> Tensor:
+    ref = tokens.ref_logp_r if ref_logp_S is None else ref_logp_S[tokens.rows]
+    if ref is None:
+        raise UserError(f"{name}: ref_logp_S is None and linear_token_loss got no hidden_ref_SD; give one of them")
+    return ref

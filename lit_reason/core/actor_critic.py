@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from lit_reason.core.config import OptimConfig
 from lit_reason.core.critic_config import CriticConfig
-from lit_reason.core.on_policy import OnPolicyRegime, PolicyConfig
-from lit_reason.core.ranks import from_all_ranks
+from lit_reason.core.group_credit import over_batch
+from lit_reason.core.on_policy import OnPolicyRegime
+from lit_reason.core.policy_config import PolicyConfig
 from lit_reason.credit.rewards import GroupRewards
 from lit_reason.credit.tokens import bilevel_gae, gae, token_rewards
+from lit_reason.data.packing import Pack
 from lit_reason.models.config import ModelConfig
 from lit_reason.models.critic import Critic
 from lit_reason.rollout.config import DialogueConfig, SamplingConfig
-from lit_reason.rollout.policy_pack import Credited, PolicyPack, policy_packs
+from lit_reason.rollout.policy_pack import Credited, PolicyPack, over_rollouts
 from lit_reason.rollout.trajectory import NOT_SAMPLED, Trajectory
 
 
@@ -25,7 +28,7 @@ class ActorCriticRegime(OnPolicyRegime):
 
     Args:
         lm: the policy.
-        optim: optimizer and schedule, of the critic too.
+        optim: optimizer and schedule, of the critic too; `critic.lr` gives it a rate of its own.
         sampling: how the policy samples.
         dialogue: rollouts a task, and their limits.
         policy: the loss of the policy.
@@ -55,6 +58,11 @@ class ActorCriticRegime(OnPolicyRegime):
             if self.device_mesh is not None:
                 self.critic.shard(self.device_mesh["data_parallel"])
 
+    def own_rates(self) -> Mapping[nn.Parameter, float]:
+        """The critic's, where the recipe gives it one."""
+        own = None if self.critic_config is None else self.critic_config.lr
+        return {} if own is None else dict.fromkeys(self.critic.parameters(), own)
+
     def by_critic(self, rollouts: Sequence[Trajectory]) -> list[Credited]:
         """Advantages by the critic's present values; a failed rollout has none.
 
@@ -64,11 +72,11 @@ class ActorCriticRegime(OnPolicyRegime):
         assert self.critic_config is not None
         values = self._values(rollouts)
         raw = [self._advantage(t, v) for t, v in zip(rollouts, values, strict=True)]
-        scaled = self._whitened(rollouts, raw) if self.critic_config.whiten else raw
-        return [
-            Credited(t, a, value_T=v, target_value_T=v + r)
-            for t, a, v, r in zip(rollouts, scaled, values, raw, strict=True)
+        found = [
+            Credited(t, a, value_T=v[:-1], target_value_T=v[:-1] + a)
+            for t, a, v in zip(rollouts, raw, values, strict=True)
         ]
+        return over_batch(found) if self.critic_config.whiten else found
 
     def further_loss(self, hidden_TD: Tensor, pack: PolicyPack) -> Tensor | float:
         """Half the squared error of the critic, clipped as PPO does."""
@@ -84,33 +92,29 @@ class ActorCriticRegime(OnPolicyRegime):
 
     @torch.no_grad()
     def _values(self, rollouts: Sequence[Trajectory]) -> list[Tensor]:
-        """The critic's value of the state in which each token was sampled, `[T]` a rollout; 0 for the first token."""
-        found = []
-        for trajectory in rollouts:
-            blank = Credited(trajectory, torch.zeros(len(trajectory.ids)))
-            pack = policy_packs([blank], 1, 1.0)[0].to(self.device)
-            hidden = self.lm.hidden(pack.ids, pack.positions, pack.cu_seqlens)
-            value_T = self.critic(hidden, pack.ids, pack.positions, pack.cu_seqlens)
-            found.append(torch.cat([value_T.new_zeros(1), value_T[:-1]]).double().cpu())
-        return found
+        """The critic's value of the state before each token and after the last, `[T + 1]` a rollout; 0 at the start."""
 
-    def _advantage(self, trajectory: Trajectory, value_T: Tensor) -> Tensor:
-        c, turn_id_T = self.critic_config, torch.tensor(trajectory.turn_id)
+        def score(pack: Pack) -> Tensor:
+            moved = pack.to(self.device)
+            hidden = self.lm.hidden(moved.ids, moved.positions, moved.cu_seqlens)
+            return self.critic(hidden, moved.ids, moved.positions, moved.cu_seqlens)
+
+        found = over_rollouts(rollouts, self.trainer.accumulate_grad_batches, score)
+        return [functional.pad(value_T.double(), (1, 0)) for value_T in found]
+
+    def _advantage(self, trajectory: Trajectory, value: Tensor) -> Tensor:
+        c, turn_id_T, value_T = self.critic_config, torch.tensor(trajectory.turn_id), value[:-1]
         assert c is not None
         if trajectory.failure or not trajectory.sampled:
             return torch.zeros_like(value_T)
         reward_T = paid(trajectory, at_end=c.placement == "end")
+        if self.policy.truncated == "bootstrap" and not trajectory.finished:
+            last = (turn_id_T != NOT_SAMPLED).nonzero()[-1]
+            reward_T[last] += c.gamma * value[last + 1]
         if c.estimator == "gae":
             return gae(reward_T, value_T, turn_id_T, gamma=c.gamma, lam=c.lam)
         between = {"turn_gamma": c.turn_gamma, "turn_lam": c.turn_lam}
         return bilevel_gae(reward_T, value_T, turn_id_T, gamma=c.gamma, lam=c.lam, **between)
-
-    def _whitened(self, rollouts: Sequence[Trajectory], raw: list[Tensor]) -> list[Tensor]:
-        masks = [(torch.tensor(t.turn_id) != NOT_SAMPLED) & (t.failure == "") for t in rollouts]
-        own = torch.cat([a[m] for a, m in zip(raw, masks, strict=True)])
-        everyone = torch.cat(from_all_ranks(own))
-        deviation = everyone.std() if len(everyone) > 1 else everyone.new_ones(())
-        return [(a - everyone.mean()) / (deviation + 1e-8) * m for a, m in zip(raw, masks, strict=True)]
 
 
 def paid(trajectory: Trajectory, *, at_end: bool) -> Tensor:

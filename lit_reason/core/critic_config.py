@@ -14,6 +14,7 @@ class CriticConfig:
 
     Args:
         trunk: `shared` reads the policy's hidden states; `separate` has a model of its own, as large as the policy.
+        lr: its highest learning rate; null for the policy's. A shared trunk learns at the policy's, the value at this.
         weight: weight of the value loss, half the squared error, beside the policy's loss.
         clip: a value that has moved further than this from what it was when the round was played earns no gradient for
             moving on (PPO's value clip); null for none.
@@ -28,6 +29,7 @@ class CriticConfig:
     """
 
     trunk: Literal["shared", "separate"] = "shared"
+    lr: float | None = None
     weight: float = 0.5
     clip: float | None = 0.2
     estimator: Literal["gae", "bilevel_gae"] = "gae"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from lit_reason.core.ranks import from_all_ranks
 from lit_reason.credit.group import CreditConfig
 from lit_reason.credit.rewards import GroupRewards
-from lit_reason.credit.tokens import per_token
+from lit_reason.credit.tokens import per_token, whitened
 from lit_reason.metrics.means import Means
 from lit_reason.rollout.policy_pack import Credited
 from lit_reason.rollout.trajectory import NOT_SAMPLED, Trajectory
@@ -45,6 +47,21 @@ def by_group(rollouts: Sequence[Trajectory], rule: Rule, config: CreditConfig, m
         meter.update("dead_groups", [not advantage_GK.any()])
         for i, advantage_K, (_, _, step_T) in zip(members, advantage_GK, steps, strict=True):
             found[i] = Credited(rollouts[i], per_token(advantage_K, torch.tensor(step_T)))
+    return over_batch(found) if config.scale == "batch" else found
+
+
+def over_batch(credited: Sequence[Credited]) -> list[Credited]:
+    """Advantages with mean 0 and deviation 1 over the sampled tokens of all sound rollouts, on all processes.
+
+    Args:
+        credited: all of a round on this process; those that failed stay as they are.
+    """
+    sound = [i for i, c in enumerate(credited) if not c.trajectory.failure]
+    turn_ids = [torch.tensor(credited[i].trajectory.turn_id) for i in sound]
+    scaled = whitened([credited[i].advantage_T for i in sound], turn_ids, everyones=from_all_ranks)
+    found = list(credited)
+    for i, advantage_T in zip(sound, scaled, strict=True):
+        found[i] = dataclasses.replace(found[i], advantage_T=advantage_T)
     return found
 
 

@@ -3,26 +3,34 @@
 A round plays each task of a batch with the present weights, says what every token was worth, and takes one or more
 optimizer steps on the sampled tokens. The data module hands out each batch once for every micro-batch of its round, so
 accumulation, clipping and checkpoints stay the trainer's own.
+
+What a subclass decides: `rewarded` brings rewards of its own, `credited` says what they are worth token by token,
+`further_loss` adds to the loss. The rest of a round, in `play_round`, is the same for all.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from abc import abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from lit_reason.core.config import OptimConfig
+from lit_reason.core.policy_config import PolicyConfig
+from lit_reason.core.policy_loss import policy_loss
 from lit_reason.core.ranks import from_all_ranks
 from lit_reason.core.regime import Regime
+from lit_reason.core.round_rewards import divergence, divergence_paid, length_paid, without_spread
 from lit_reason.core.run_folder import run_folder
+from lit_reason.data.packing import Pack
 from lit_reason.data.rendering.stop_tokens import known_stop_ids
 from lit_reason.envs.task_data import TaskBatch
 from lit_reason.errors import UserError
-from lit_reason.kernels import epilogues
 from lit_reason.metrics.means import Means
 from lit_reason.models.config import ModelConfig
 from lit_reason.models.language_model import LanguageModel
@@ -30,50 +38,15 @@ from lit_reason.rollout.backends import backend_for
 from lit_reason.rollout.config import DialogueConfig, SamplingConfig
 from lit_reason.rollout.observations import ObservationEncoder
 from lit_reason.rollout.play import Player
-from lit_reason.rollout.policy_pack import Credited, PolicyPack, loss_weights, policy_packs
-from lit_reason.rollout.trajectory import Trajectory, write_ledger
+from lit_reason.rollout.policy_pack import Credited, PolicyPack, loss_weights, over_rollouts, policy_packs
+from lit_reason.rollout.trajectory import NOT_SAMPLED, Trajectory, write_ledger
 
 UPDATE_FIGURES = ("loss", "ratio", "clipped", "kl", "entropy", "logprob_gap")
 ROUND_FIGURES = (
     *("reward", "turn_reward", "outcome", "turns", "sampled_tokens"),
-    *("finished", "failed", "tool_errors", "dead_groups"),
+    *("finished", "failed", "tool_errors", "dead_groups", "resampled"),
 )
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """The loss of a round of rollouts.
-
-    Args:
-        loss: `ppo` the clipped surrogate (arXiv 1707.06347, equation 7); `cispo` bounds the ratio and drops no token
-            (arXiv 2506.13585); `reinforce` has no ratio, for one update a round.
-        clip_low: room of the ratio below 1.
-        clip_high: room of the ratio above 1; more than below is DAPO's clip-higher (arXiv 2503.14476).
-        dual_clip: bound of terms with negative advantage, above 1; null for none.
-        average: whose mean the loss is: of all sampled `token`s of the batch (DAPO), of `sequence`s, each the mean of
-            its own tokens (GRPO, arXiv 2402.03300), or a `constant` divisor (Dr. GRPO, arXiv 2503.20783).
-        updates: policy updates a round; from the second on the rollouts are off-policy.
-        truncated: rollouts that a limit cut off: `keep` them in the loss or `mask` them.
-        kl: weight of the KL divergence to the model before training (k3 estimate, arXiv 2402.03300, equation 4); 0
-            needs no reference. With an adapter the reference is the model without it, otherwise a frozen copy.
-        entropy: weight of the entropy bonus.
-    """
-
-    loss: Literal["ppo", "cispo", "reinforce"] = "ppo"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float | None = None
-    average: Literal["token", "sequence", "constant"] = "token"
-    updates: int = 1
-    truncated: Literal["keep", "mask"] = "keep"
-    kl: float = 0.0
-    entropy: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.updates < 1:
-            raise UserError(f"policy.updates is {self.updates}; it must be at least 1")
-        if self.loss == "reinforce" and self.updates > 1:
-            raise UserError("policy.loss reinforce has no ratio and is wrong off-policy: set policy.updates to 1")
+MOST_GAP = 0.25  # nats between sampler and trainer on average, beyond which something is wrong
 
 
 class OnPolicyRegime(Regime):
@@ -104,6 +77,21 @@ class OnPolicyRegime(Regime):
         self._round = -1
         self._packs: list[PolicyPack] = []
 
+    def rewarded(self, rollouts: list[Trajectory]) -> list[Trajectory]:
+        """Rollouts with the rewards to learn from; by default those that the environment paid.
+
+        A method with a reward of its own puts it in place of these, and everything behind sees it: figures, ledger,
+        resampling, credit. `dataclasses.replace(t, turn_terms=[...], outcome_terms={...})` pays turns and the whole, by
+        names that the ledger keeps; `token_rewards=[...]` pays token by token and stands in place of both.
+
+        Args:
+            rollouts: all of a round on this process, group after group, failed ones included.
+
+        Returns:
+            As many, in the same order.
+        """
+        return rollouts
+
     @abstractmethod
     def credited(self, rollouts: list[Trajectory]) -> list[Credited]:
         """What each token of each rollout was worth.
@@ -115,7 +103,7 @@ class OnPolicyRegime(Regime):
             One entry a rollout, in order; loss weights are set by the caller.
         """
 
-    def further_loss(self, hidden_TD: torch.Tensor, pack: PolicyPack) -> torch.Tensor | float:
+    def further_loss(self, hidden_TD: Tensor, pack: PolicyPack) -> Tensor | float:
         """What a method adds to the policy's loss, as a sum weighted like it; nothing by default.
 
         Args:
@@ -141,18 +129,21 @@ class OnPolicyRegime(Regime):
 
     # ---- rounds ----
 
-    def training_step(self, batch: TaskBatch, batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """One micro-batch of the present round's rollouts; the first of a round plays them."""
         if batch.number != self._round:
             self._round, self._packs = batch.number, self.play_round(batch)
         pack = self._packs[batch.part % len(self._packs)].to(self.device)
         hidden = self.lm.hidden(pack.ids, pack.positions, pack.cu_seqlens)
+        logp_S = None
+        if self.policy.ratio != "token":  # a span's ratio must be known before the loss of its first token
+            logp_S = self._logp(self.lm, pack, hidden.detach())
         out = self.lm.head(
             hidden[pack.index],
             pack.targets,
             pack.target_weight,
             temperature=self.sampling.temperature,
-            loss=self.policy_loss(pack),
+            loss=policy_loss(self.policy, pack, logp_S),
         )
         self._record_update(out, pack)
         return self.normalise(out.loss_sum + self.further_loss(hidden, pack), pack)
@@ -166,12 +157,9 @@ class OnPolicyRegime(Regime):
         Returns:
             One pack for each accumulated micro-batch.
         """
-        # Another seed each round: a task that comes again meets other draws.
-        sampling = dataclasses.replace(self.sampling, seed=self.sampling.seed * 1_000_003 + batch.number)
-        rollouts = self.player(sampling, self.dialogue).play(
-            batch.tasks, policy_version=self.trainer.global_step, seed=batch.number, progress=True
-        )
+        rollouts = self._with_spread(self._play(batch.tasks, batch.number), batch)
         self.record_round(self.round_meter, rollouts)
+        rollouts = self._shaped(rollouts)
         if self.dialogue.keep_every and batch.number % self.dialogue.keep_every == 0:
             rank = self.trainer.global_rank
             name = "rollouts.jsonl" if rank == 0 else f"rollouts-{rank}.jsonl"
@@ -184,7 +172,52 @@ class OnPolicyRegime(Regime):
         norm = sum(from_all_ranks(own)) or 1.0  # nothing to train on anywhere: the loss is 0 all the same
         credited = [dataclasses.replace(r, weight=w) for r, w in zip(self.credited(rollouts), weights, strict=True)]
         packs = policy_packs(credited, self.trainer.accumulate_grad_batches, norm)
-        return [dataclasses.replace(pack, ref_logp=self._reference_logp(pack)) for pack in packs] if c.kl else packs
+        if c.importance != "none":
+            packs = [dataclasses.replace(p, start_logp=self._logp(self.lm, p.to(self.device)).cpu()) for p in packs]
+        if c.kl and c.kl_in == "loss":
+            with self.reference() as reference:
+                packs = [dataclasses.replace(p, ref_logp=self._logp(reference, p.to(self.device))) for p in packs]
+        return packs
+
+    def _play(self, tasks: Sequence[dict[str, Any]], number: int, attempt: int = 0) -> list[Trajectory]:
+        """Rewarded rollouts of some tasks; other draws each round and each attempt, also of a task that comes again."""
+        seed = (self.sampling.seed * 1_000_003 + number) * (self.policy.resample + 1) + attempt
+        player = self.player(dataclasses.replace(self.sampling, seed=seed), self.dialogue)
+        version = self.trainer.global_step
+        return self.rewarded(player.play(tasks, policy_version=version, seed=seed, progress=True))
+
+    def _with_spread(self, rollouts: list[Trajectory], batch: TaskBatch) -> list[Trajectory]:
+        """Rollouts in which groups without spread are replaced by those of other tasks, `policy.resample` times."""
+        replaced = 0
+        for attempt in range(1, self.policy.resample + 1):
+            size = self.dialogue.group
+            dead = [i for i in range(len(batch.tasks)) if without_spread(rollouts[i * size : (i + 1) * size])]
+            if not max(from_all_ranks(len(dead))):
+                break
+            # Every process plays when one must: passes over sharded weights are in step.
+            fresh = self._play(self._data.others(max(len(dead), 1), batch.number, attempt), batch.number, attempt)
+            for n, i in enumerate(dead):
+                group = [dataclasses.replace(t, prompt=i) for t in fresh[n * size : (n + 1) * size]]
+                rollouts[i * size : (i + 1) * size] = group
+            replaced += len(dead)
+        self.round_meter.update("resampled", [replaced / len(batch.tasks)])
+        return rollouts
+
+    def _shaped(self, rollouts: list[Trajectory]) -> list[Trajectory]:
+        """Rollouts that also pay for length and divergence, where the recipe says so."""
+        c = self.policy
+        rollouts = [length_paid(t, c, self.dialogue.total_tokens) for t in rollouts]
+        played = [i for i, t in enumerate(rollouts) if t.ids]
+        if not c.kl or c.kl_in != "reward":
+            return rollouts
+        with self.reference() as reference:
+            parts = self.trainer.accumulate_grad_batches
+            ref = over_rollouts([rollouts[i] for i in played], parts, lambda pack: self._logp_T(reference, pack))
+        for i, ref_logp_T in zip(played, ref, strict=True):
+            kl_T = divergence(rollouts[i], ref_logp_T, c.kl_estimate)
+            self.update_meter.update("kl", kl_T[torch.tensor(rollouts[i].turn_id) != NOT_SAMPLED])
+            rollouts[i] = divergence_paid(rollouts[i], kl_T, c.kl)
+        return rollouts
 
     def player(self, sampling: SamplingConfig, dialogue: DialogueConfig) -> Player:
         """Plays tasks of the data module with the present weights.
@@ -198,36 +231,21 @@ class OnPolicyRegime(Regime):
         backend = backend_for(dialogue.backend, self.lm, self.tokenizer, sampling, observations.stop_ids)
         return Player(backend, observations, self._data.env, dialogue, self._data.rewards)
 
-    def policy_loss(self, pack: PolicyPack) -> epilogues.Epilogue:
-        """The loss of each sampled token as a function of its log-probability and entropy.
-
-        Args:
-            pack: the tokens.
-        """
-        c = self.policy
-        if c.loss == "ppo":
-            clip: Any = {"clip_low": c.clip_low, "clip_high": c.clip_high, "dual_clip": c.dual_clip}
-            terms = [epilogues.ppo_clip(pack.advantage, pack.old_logp, **clip)]
-        elif c.loss == "cispo":
-            terms = [epilogues.cispo(pack.advantage, pack.old_logp, clip_high=c.clip_high)]
-        else:
-            terms = [epilogues.reinforce(pack.advantage)]
-        if pack.ref_logp is not None:
-            terms.append(epilogues.k3_kl(c.kl, pack.ref_logp))
-        if c.entropy:
-            terms.append(epilogues.entropy_bonus(c.entropy))
-        return epilogues.total(*terms)
-
     def reference(self) -> AbstractContextManager[LanguageModel]:
         """The model that `policy.kl` holds the policy to, for as long as the context lasts."""
         return self.lm.as_reference()
 
     @torch.no_grad()
-    def _reference_logp(self, pack: PolicyPack) -> torch.Tensor:
+    def _logp(self, lm: LanguageModel, pack: Pack, hidden_TD: Tensor | None = None) -> Tensor:
+        """Log-probability of each sampled token of a pack by a model, `[S]`."""
+        hidden = lm.hidden(pack.ids, pack.positions, pack.cu_seqlens) if hidden_TD is None else hidden_TD
+        return lm.head(hidden[pack.index], pack.targets, temperature=self.sampling.temperature).logp_S
+
+    def _logp_T(self, lm: LanguageModel, pack: Pack) -> Tensor:
+        """The same at each token of the pack, 0 where none was sampled."""
         moved = pack.to(self.device)
-        with self.reference() as reference:
-            hidden = reference.hidden(moved.ids, moved.positions, moved.cu_seqlens)
-            return reference.head(hidden[moved.index], moved.targets, temperature=self.sampling.temperature).logp_S
+        logp_S = self._logp(lm, moved)
+        return logp_S.new_zeros(len(moved.ids)).index_put((moved.index + 1,), logp_S)
 
     # ---- checkpoints between two updates of one round ----
 
@@ -261,7 +279,16 @@ class OnPolicyRegime(Regime):
         meter, trained = self.update_meter, pack.target_weight != 0
         meter.update("loss", out.loss_sum[None], pack.norm / self.micro_batches)
         meter.update("entropy", out.entropy_S[trained])
-        meter.update("logprob_gap", (out.logp_S - pack.old_logp)[trained].abs())
+        gap = (out.logp_S - pack.old_logp)[trained].abs()
+        meter.update("logprob_gap", gap)
+        fresh = self.trainer.global_step % self.policy.updates == 0
+        if fresh and self.policy.importance == "none" and len(gap) and float(gap.mean()) > MOST_GAP:
+            warnings.warn(
+                "before any update the trainer's log-probabilities differ from the sampler's by "
+                f"{float(gap.mean()):.2f} nats on average: wrong weights, another temperature, or much dropout; the "
+                "ratio is not to be trusted (policy.importance corrects small differences)",
+                stacklevel=2,
+            )
         for name in ("ratio", "clipped", "kl"):
             if name in out.metrics:
                 meter.update(name, out.metrics[name][trained])

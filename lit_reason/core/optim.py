@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -66,17 +67,40 @@ def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in ends]
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig) -> Optimizer:
+def with_rates(groups: list[dict[str, Any]], rates: Mapping[nn.Parameter, float]) -> list[dict[str, Any]]:
+    """Groups of which some parameters are split off, with learning rates of their own.
+
+    Args:
+        groups: as `parameter_groups` gives them.
+        rates: rate of each of these parameters.
+    """
+    found = []
+    for group in groups:
+        by_rate: dict[float | None, list[nn.Parameter]] = defaultdict(list)
+        for parameter in group["params"]:
+            by_rate[rates.get(parameter)].append(parameter)
+        found += [
+            {**group, "params": chosen, **({} if rate is None else {"lr": rate})} for rate, chosen in by_rate.items()
+        ]
+    return found
+
+
+def build_optimizer(
+    module: nn.Module, config: OptimConfig, rates: Mapping[nn.Parameter, float] | None = None
+) -> Optimizer:
     """The optimizer of a recipe over the trainable parameters of `module`.
 
     Args:
         module: its parameters with `requires_grad` are trained.
         config: name, rate, decay, betas, eps, subspace.
+        rates: parameters with a learning rate of their own.
 
     Raises:
         UserError: nothing is trainable, the optimizer needs a package that is not installed, or does not fit the model.
     """
-    groups = parameter_groups(module, config)
+    if rates and config.optimizer not in ("adamw", "adamw8bit"):
+        raise UserError(f"a learning rate for a part of the model needs optim.optimizer adamw, not {config.optimizer}")
+    groups = with_rates(parameter_groups(module, config), rates or {})
     if not groups:
         raise UserError("the model has no trainable parameter: every weight is frozen")
     settings: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from torch import nn
 from torch.distributed.tensor import DTensor
 from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
@@ -96,9 +97,13 @@ class Regime(LightningModule):
         if self.device_mesh is not None:
             shard(lm, self.device_mesh)
 
+    def own_rates(self) -> Mapping[nn.Parameter, float]:
+        """Parameters that have another highest learning rate than `optim.lr`; none by default."""
+        return {}
+
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer, and its schedule stepped once an optimizer step."""
-        optimizer = build_optimizer(self, self.optim_config)
+        optimizer = build_optimizer(self, self.optim_config, self.own_rates())
         schedule = build_schedule(optimizer, int(self.trainer.estimated_stepping_batches), self.optim_config)
         return {
             "optimizer": optimizer,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lit_reason.credit.rewards import GroupRewards, to_go
+from lit_reason.errors import UserError
 from lit_reason.plugins import load_function
 
 
@@ -29,8 +30,9 @@ class CreditConfig:
         outcome_coef: weight of the outcome's part in a turn that also has a turn part (`mt_grpo`, `mt_grpo_k`); the
             alpha of the paper's second version.
         gamma: discount a turn (`turn_rtg`, `flat_content`), in [0, 1].
-        scale: what advantages are divided by: nothing, or the standard deviation within the group. One number
-            divides the whole group; never a deviation over those rollouts alone that reached a turn.
+        scale: what advantages are divided by: nothing, or the standard deviation within the `group`. One number
+            divides the whole group; never a deviation over those rollouts alone that reached a turn. `batch`: the
+            advantages of all sampled tokens of the batch, over all processes, get mean 0 and deviation 1.
         leave_one_out: whether a rollout's baseline is the mean of the *others*, which keeps the estimate unbiased at
             any group size, or of all. For `turn_rtg`, `flat_content`, `rloo`; the others follow their papers (all).
         eps: added to a standard deviation before dividing by it.
@@ -40,7 +42,7 @@ class CreditConfig:
     turn_coef: float = 1.0
     outcome_coef: float = 1.0
     gamma: float = 1.0
-    scale: Literal["none", "group"] = "group"
+    scale: Literal["none", "group", "batch"] = "group"
     leave_one_out: bool = True
     eps: float = 1e-4
 
@@ -159,8 +161,26 @@ def rloo(rewards: GroupRewards, config: CreditConfig) -> Tensor:
     return _spread((total_G - _baseline(total_G, config)) / _scale(total_G, config), rewards)
 
 
+def reinforce_pp(rewards: GroupRewards, config: CreditConfig) -> Tensor:
+    """REINFORCE++ (arXiv 2501.03262): the return from each turn on, to be whitened over the batch (`scale: batch`).
+
+    Args:
+        rewards: of one group, whose rollouts are not compared with each other.
+        config: gamma is read.
+
+    Returns:
+        `float64 [G, K]`, 0 after a rollout's last turn.
+
+    Raises:
+        UserError: `scale` is `group`: returns would lack their baseline.
+    """
+    if config.scale == "group":
+        raise UserError("credit.rule reinforce_pp compares with the whole batch: set credit.scale to batch")
+    return to_go(rewards.due_GK, config.gamma) * rewards.alive_GK
+
+
 RULES: dict[str, Callable[[GroupRewards, CreditConfig], Tensor]] = {
-    rule.__name__: rule for rule in (traj_or, traj_mr, mt_grpo, mt_grpo_k, turn_rtg, flat_content, rloo)
+    rule.__name__: rule for rule in (traj_or, traj_mr, mt_grpo, mt_grpo_k, turn_rtg, flat_content, rloo, reinforce_pp)
 }
 
 

@@ -1,14 +1,15 @@
 """From turns to tokens: where a turn's reward is paid, who gets a turn's advantage, and rules that work token by token.
 
 Tokens that the environment wrote are no steps of time: the token that follows a turn's last one is the first of the
-next turn, whatever stands between. A turn ends where its tokens end, whether or not it was rewarded.
+next turn, whatever stands between. A turn ends where its tokens end, whether or not it was rewarded. A token's turn id
+is negative where the policy did not sample it.
 
 Shape letters: T tokens of one rollout, environment's included; A of them sampled by the policy; K turns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,20 +17,18 @@ from torch import Tensor
 from lit_reason.credit.rewards import to_go
 from lit_reason.errors import UserError
 
-NOT_SAMPLED = -1  # turn id of tokens that the environment or the prompt wrote
-
 
 def per_token(advantage_K: Tensor, turn_id_T: Tensor) -> Tensor:
     """Every sampled token gets its turn's advantage.
 
     Args:
         advantage_K: one number a turn, at least as many as there are turns.
-        turn_id_T: turn that sampled each token, `NOT_SAMPLED` elsewhere.
+        turn_id_T: turn that sampled each token, negative elsewhere.
 
     Returns:
         `[T]`, 0 on tokens that were not sampled.
     """
-    sampled_T = turn_id_T != NOT_SAMPLED
+    sampled_T = turn_id_T >= 0
     return torch.where(sampled_T, advantage_K[turn_id_T.clamp(min=0)], torch.zeros_like(advantage_K[:1]))
 
 
@@ -38,7 +37,7 @@ def token_rewards(due_K: Tensor, turn_id_T: Tensor) -> Tensor:
 
     Args:
         due_K: what falls due at the end of each turn, the outcome included (`GroupRewards.due_GK[i]`).
-        turn_id_T: turn that sampled each token, `NOT_SAMPLED` elsewhere.
+        turn_id_T: turn that sampled each token, negative elsewhere.
 
     Returns:
         `[T]`, 0 everywhere but at the last sampled token of each turn.
@@ -65,14 +64,14 @@ def gae(reward_T: Tensor, value_T: Tensor, turn_id_T: Tensor, *, gamma: float = 
     Args:
         reward_T: reward paid at each token.
         value_T: the critic's value of the state in which each token was sampled; read on sampled tokens alone.
-        turn_id_T: turn that sampled each token, `NOT_SAMPLED` elsewhere.
+        turn_id_T: turn that sampled each token, negative elsewhere.
         gamma: discount a token, in [0, 1].
         lam: 0 trusts the critic's next value, 1 the return.
 
     Returns:
         `[T]`, 0 on tokens that were not sampled. Add `value_T` for the critic's targets.
     """
-    at_A = (turn_id_T != NOT_SAMPLED).nonzero().squeeze(1)
+    at_A = (turn_id_T >= 0).nonzero().squeeze(1)
     value_A = value_T[at_A]
     delta_A = reward_T[at_A] + gamma * _shifted(value_A) - value_A
     return torch.zeros_like(value_T).index_put((at_A,), to_go(delta_A, gamma * lam))
@@ -97,7 +96,7 @@ def bilevel_gae(
     Args:
         reward_T: reward paid at each token; those within a turn count for the tokens up to them.
         value_T: the critic's value of the state in which each token was sampled.
-        turn_id_T: turn that sampled each token, `NOT_SAMPLED` elsewhere.
+        turn_id_T: turn that sampled each token, negative elsewhere.
         gamma: discount a token within a turn.
         lam: trace of the tokens within a turn.
         turn_gamma: discount a turn.
@@ -120,21 +119,29 @@ def bilevel_gae(
     return advantage_T
 
 
-def reinforce_pp(returns: Sequence[Tensor], turn_ids: Sequence[Tensor], *, eps: float = 1e-8) -> list[Tensor]:
-    """REINFORCE++ (arXiv 2501.03262): each token's return, whitened over all sampled tokens of the whole batch.
+def whitened(
+    values: Sequence[Tensor],
+    turn_ids: Sequence[Tensor],
+    *,
+    everyones: Callable[[Tensor], Sequence[Tensor]] = lambda own: [own],
+    eps: float = 1e-8,
+) -> list[Tensor]:
+    """Mean 0 and deviation 1 over all sampled tokens of the whole batch, as REINFORCE++ has it (arXiv 2501.03262).
 
     Args:
-        returns: for each rollout of the batch, the return from each token on, `[T]`.
-        turn_ids: for each rollout the turn that sampled each token, `NOT_SAMPLED` elsewhere.
+        values: one `[T]` a rollout.
+        turn_ids: for each rollout the turn that sampled each token, negative elsewhere.
+        everyones: the same of all processes, from that of one; default: there is one.
         eps: added to the standard deviation.
 
     Returns:
-        One `[T]` a rollout, 0 on tokens that were not sampled; mean 0 and deviation 1 over all sampled tokens.
+        One `[T]` a rollout, 0 on tokens that were not sampled.
     """
-    masks = [ids != NOT_SAMPLED for ids in turn_ids]
-    sampled = torch.cat([value[mask] for value, mask in zip(returns, masks, strict=True)])
+    masks = [ids >= 0 for ids in turn_ids]
+    own = torch.cat([value[mask] for value, mask in zip(values, masks, strict=True)])
+    sampled = torch.cat(list(everyones(own)))
     mean, deviation = sampled.mean(), sampled.std() if len(sampled) > 1 else sampled.new_zeros(())
-    return [(value - mean) / (deviation + eps) * mask for value, mask in zip(returns, masks, strict=True)]
+    return [(value - mean) / (deviation + eps) * mask for value, mask in zip(values, masks, strict=True)]
 
 
 def _shifted(value: Tensor) -> Tensor:

@@ -175,6 +175,17 @@ class TaskData(LightningDataModule):
         env.close()
         return made
 
+    def others(self, count: int, *key: int) -> tuple[dict[str, Any], ...]:
+        """Tasks to train on, drawn at random, for a round whose own turned out to teach nothing.
+
+        Args:
+            count: how many.
+            key: numbers that the draw depends on, beside the seed and the process.
+        """
+        rank = self.trainer.global_rank if self.trainer else 0
+        drawn = np.random.default_rng([self.seed, rank, *key]).integers(len(self.tasks["train"]), size=count)
+        return tuple(self.tasks["train"][i] for i in drawn)
+
     def _loader(self, split: str, *, accumulate: int = 1, updates: int = 1, shuffle: bool) -> OrderedLoader:
         spread = getattr(self.trainer, "distributed_sampler_kwargs", None) or {}
         sampler = TaskSampler(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_reason.credit.tokens import bilevel_gae, gae, per_token, reinforce_pp, token_rewards
+from lit_reason.credit.tokens import bilevel_gae, gae, per_token, token_rewards, whitened
 from lit_reason.errors import UserError
 
 # prompt, turn 0 (3 tokens), tool result (2), turn 1 (2 tokens), tool result (1), turn 2 (1 token)
@@ -85,5 +85,12 @@ def test_a_turn_that_earned_nothing_is_still_a_turn():
 def test_batch_whitening_counts_sampled_tokens_alone():
     returns = [torch.tensor([9.0, 1.0, 2.0]), torch.tensor([3.0, 9.0])]
     turns = [torch.tensor([-1, 0, 0]), torch.tensor([0, -1])]
-    first, second = reinforce_pp(returns, turns, eps=0.0)
+    first, second = whitened(returns, turns, eps=0.0)
     assert first.tolist() == [0.0, -1.0, 0.0] and second.tolist() == [1.0, 0.0]
+
+
+def test_whitening_takes_in_what_other_processes_hold():
+    own, others = torch.tensor([1.0, 2.0]), torch.tensor([5.0, 8.0])
+    (found,) = whitened([own], [torch.tensor([0, 0])], everyones=lambda held: [held, others], eps=0.0)
+    everyone = torch.cat([own, others])
+    torch.testing.assert_close(found, (own - everyone.mean()) / everyone.std())

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
+from made_rollouts import rollout
 
 from lit_reason.cli.reason_cli import build
 from lit_reason.core.metrics_log import read_metrics
-from lit_reason.core.on_policy import PolicyConfig
+from lit_reason.core.policy_config import PolicyConfig
+from lit_reason.core.policy_loss import policy_loss
 from lit_reason.core.run_folder import run_folder
 from lit_reason.credit.group import credit_rule
 from lit_reason.errors import UserError
-from lit_reason.rollout.trajectory import NOT_SAMPLED, Trajectory
-from lit_reason.tasks import chain
-from lit_reason.tasks.student import write_student
 
 RECIPE = "smoke/grpo"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("grpo")
-    write_student(folder / "base", chain.words(chain.ChainConfig()))
-    return folder
 
 
 def cli(folder, *options, verb="fit"):
@@ -61,32 +44,47 @@ def played(folder, *options):
 
 def by_the_formula(model, pack, config: PolicyConfig, temperature):
     """The loss of a pack from whole logits and plain autograd, term by term as the papers write it."""
-    total = 0.0
-    at = 0
+    logp, entropy, weight, rollout, turn = [], [], [], [], []
     hf = model.lm.hf.train()
-    for start, stop in zip(pack.cu_seqlens[:-1].tolist(), pack.cu_seqlens[1:].tolist(), strict=True):
-        logits = hf(pack.ids[None, start:stop]).logits[0].float() / temperature
-        log_p = logits.log_softmax(-1)
+    before = -2
+    for n, (start, stop) in enumerate(zip(pack.cu_seqlens[:-1].tolist(), pack.cu_seqlens[1:].tolist(), strict=True)):
+        log_p = (hf(pack.ids[None, start:stop]).logits[0].float() / temperature).log_softmax(-1)
         for t in range(start + 1, stop):
             if pack.weight[t] == 0:
                 continue
             row = log_p[t - 1 - start]
-            logp, A, old = row[pack.ids[t]], pack.advantage[at], pack.old_logp[at]
-            r = (logp - old).exp()
-            if config.loss == "ppo":
-                term = -torch.min(r * A, r.clamp(1 - config.clip_low, 1 + config.clip_high) * A)
-            elif config.loss == "cispo":
-                term = -r.detach().clamp(max=1 + config.clip_high) * A * logp
-            else:
-                term = -A * logp
-            if config.kl:
-                d = pack.ref_logp[at] - logp
-                term = term + config.kl * (d.exp() - d - 1)
-            term = term + config.entropy * (row.exp() * row).sum()
-            total = total + pack.weight[t] * term
-            at += 1
-    assert at == pack.index.numel()
-    return total / pack.norm
+            logp.append(row[pack.ids[t]])
+            entropy.append(-(row.exp() * row).sum())
+            weight.append(pack.weight[t])
+            rollout.append(n)
+            turn.append((turn[-1] if turn else 0) + (t != before + 1))  # turns are what observations lie between
+            before = t
+    assert len(logp) == pack.index.numel()
+    logp, entropy, weight = torch.stack(logp), torch.stack(entropy), torch.stack(weight)
+    A, old = pack.advantage, pack.old_logp
+    if config.importance != "none":
+        w = pack.start_logp - old
+        if config.importance == "sequence":
+            w = torch.stack([w[[r == n for r in rollout]].sum() for n in rollout])
+        w = w.exp()
+        A = A * (
+            w * (w <= config.importance_cap) if config.beyond_cap == "mask" else w.clamp(max=config.importance_cap)
+        )
+        old = pack.start_logp
+    r = (logp - old).exp()
+    if config.ratio != "token":
+        spans = rollout if config.ratio == "sequence" else turn
+        r = torch.stack([(logp - old)[[s == span for s in spans]].mean().exp() for span in spans])
+    if config.loss == "ppo":
+        term = -torch.min(r * A, r.clamp(1 - config.clip_low, 1 + config.clip_high) * A)
+    elif config.loss == "cispo":
+        term = -r.detach().clamp(max=1 + config.clip_high) * A * logp
+    else:
+        term = -A * logp
+    if config.kl and config.kl_in == "loss":
+        d = pack.ref_logp - logp
+        term = term + config.kl * (0.5 * d**2 if config.kl_estimate == "k2" else d.exp() - d - 1)
+    return (weight * (term - config.entropy * entropy)).sum() / pack.norm
 
 
 @pytest.mark.parametrize(
@@ -95,19 +93,30 @@ def by_the_formula(model, pack, config: PolicyConfig, temperature):
         PolicyConfig(),
         PolicyConfig(average="sequence", entropy=0.1),
         PolicyConfig(loss="cispo", average="constant", kl=0.3, clip_high=0.05),
-        PolicyConfig(loss="reinforce"),
+        PolicyConfig(loss="reinforce", kl=0.2, kl_estimate="k2"),
+        PolicyConfig(ratio="sequence", average="sequence", clip_low=0.02, clip_high=0.05),
+        PolicyConfig(ratio="turn", clip_low=0.05, clip_high=0.1, dual_clip=None),
+        PolicyConfig(importance="token", importance_cap=1.1),
+        PolicyConfig(importance="sequence", importance_cap=1.05, beyond_cap="mask", ratio="sequence"),
     ],
-    ids=lambda c: f"{c.loss}-{c.average}",
+    ids=lambda c: f"{c.loss}-{c.ratio}-{c.average}-{c.importance}",
 )
 def test_the_gradient_is_that_of_the_formula_on_plain_logits(folder, config):
     fields = [f"--model.policy.{name}={value}" for name, value in vars(config).items() if value is not None]
-    model, (pack,) = played(folder, "--model.sampling.temperature=1.3", *fields)
+    flat = ["--model.credit.rule=traj_mr"] if config.ratio == "sequence" else []  # one advantage a span
+    model, (pack,) = played(folder, "--model.sampling.temperature=1.3", *fields, *flat)
+    torch.manual_seed(1)
     pack = dataclasses.replace(pack, old_logp=pack.old_logp + 0.3 * torch.randn(pack.old_logp.shape))  # off-policy
+    if pack.start_logp is not None:
+        pack.start_logp = pack.start_logp + 0.1 * torch.randn(pack.old_logp.shape)
     assert pack.index.numel() > 50 and pack.advantage.any()
     hidden = model.lm.hidden(pack.ids, pack.positions, pack.cu_seqlens)
+    with torch.no_grad():
+        now = model.lm.head(hidden[pack.index], pack.targets, temperature=1.3).logp_S
     out = model.lm.head(
-        hidden[pack.index], pack.targets, pack.target_weight, temperature=1.3, loss=model.policy_loss(pack)
-    )
+        hidden[pack.index], pack.targets, pack.target_weight, temperature=1.3,
+        loss=policy_loss(model.policy, pack, now),
+    )  # fmt: skip
     (out.loss_sum / pack.norm).backward()
     ours = [p.grad.clone() for p in model.lm.parameters()]
     model.zero_grad()
@@ -189,32 +198,13 @@ def test_the_reference_is_the_model_before_training(folder, adapter):
     assert model.lm.training and not torch.allclose(pack.ref_logp, pack.old_logp, atol=1e-3)
 
 
-def rollout(prompt, turn_rewards, outcome, failure=""):
-    turn_id = [NOT_SAMPLED, *[k for k in range(len(turn_rewards)) for _ in range(2)]]
-    return Trajectory(
-        prompt=prompt,
-        rollout=0,
-        ids=[1] * len(turn_id),
-        turn_id=turn_id,
-        logprob=[0.0] * len(turn_id),
-        turn_terms=[{"r": r} for r in turn_rewards],
-        outcome_terms={"o": outcome},
-        stops=["end"] * len(turn_rewards),
-        finished=True,
-        policy_version=0,
-        row_id="x",
-        failure=failure,
-        facts={"errors": 0},
-    )
-
-
 def test_rollouts_are_compared_with_sound_ones_of_their_own_task(folder):
     model = cli(folder, "--model.credit.rule=traj_mr", "--model.credit.scale=none").model
     rollouts = [
-        rollout(0, [1.0, 0.0], 2.0),
-        rollout(0, [9.0], 9.0, failure="out of reach"),
-        rollout(0, [0.0], 1.0),
-        rollout(1, [5.0], 0.0),
+        rollout([1.0, 0.0], 2.0, between=0),
+        rollout([9.0], 9.0, between=0, failure="out of reach"),
+        rollout([0.0], 1.0, between=0),
+        rollout([5.0], 0.0, between=0, prompt=1),
     ]
     found = [c.advantage_T.tolist() for c in model.credited(rollouts)]
     assert found == [[0, 1, 1, 1, 1], [0, 0, 0], [0, -1, -1], [0, 0, 0]]

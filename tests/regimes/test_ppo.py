@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
+from made_rollouts import rollout
 
 from lit_reason.cli.reason_cli import build
 from lit_reason.core.critic_config import CriticConfig
@@ -15,23 +15,6 @@ from lit_reason.core.run_folder import run_folder
 from lit_reason.errors import UserError
 from lit_reason.rollout.policy_pack import policy_packs
 from lit_reason.rollout.trajectory import NOT_SAMPLED, Trajectory
-from lit_reason.tasks import chain
-from lit_reason.tasks.student import write_student
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("ppo")
-    write_student(folder / "base", chain.words(chain.ChainConfig()))
-    return folder
 
 
 def run(folder, *options):
@@ -44,18 +27,6 @@ def model(folder, *options):
     built.model.trainer = built.trainer
     built.model.configure_model()
     return built.model.eval()
-
-
-def rollout(turn_rewards, outcome, failure=""):
-    """Two tokens a turn, one of the environment between turns."""
-    turn_id = [NOT_SAMPLED]
-    for k in range(len(turn_rewards)):
-        turn_id += [k, k, NOT_SAMPLED]
-    return Trajectory(
-        prompt=0, rollout=0, ids=list(range(2, 2 + len(turn_id))), turn_id=turn_id, logprob=[0.0] * len(turn_id),
-        turn_terms=[{"r": r} for r in turn_rewards], outcome_terms={"o": outcome}, stops=["end"] * len(turn_rewards),
-        finished=True, policy_version=0, row_id="x", failure=failure, facts={"errors": 0},
-    )  # fmt: skip
 
 
 ROLLOUT = rollout([0.5, 0.0, 0.25], 1.0)
@@ -131,6 +102,44 @@ def test_a_reward_due_for_a_turn_without_room_goes_to_the_turn_before(folder):
     )
     (found,) = model(folder, "--model.critic.whiten=false").credited([short])
     assert found.advantage_T[1:3].tolist() == [1.75, 1.75]
+
+
+def test_many_rollouts_are_scored_in_packs_with_the_values_of_one(folder, monkeypatch):
+    ppo = model(folder, "--model.critic.whiten=false", "--trainer.accumulate_grad_batches=2")
+    torch.nn.init.normal_(ppo.critic.value.weight)
+    rollouts = [rollout([0.5] * n, 1.0) for n in (3, 1, 2, 4)]
+    alone = [ppo.credited([t])[0].value_T for t in rollouts]
+    passes, hidden = [], type(ppo.lm).hidden
+    monkeypatch.setattr(
+        type(ppo.lm), "hidden", lambda lm, ids, *rest: (passes.append(len(ids)), hidden(lm, ids, *rest))[1]
+    )
+    for one, wanted in zip(ppo.credited(rollouts), alone, strict=True):
+        torch.testing.assert_close(one.value_T, wanted, rtol=0, atol=1e-5)
+    assert len(passes) == 2 and sum(passes) == sum(len(t.ids) for t in rollouts)
+
+
+def test_what_was_cut_off_is_worth_what_the_critic_expects_of_it(folder):
+    ppo = model(folder, "--model.critic.whiten=false", "--model.policy.truncated=bootstrap", "--model.critic.gamma=0.5")
+    torch.nn.init.normal_(ppo.critic.value.weight)
+    whole, cut = rollout([0.5, 0.25], 1.0, between=0), rollout([0.5, 0.25], 1.0, between=0, finished=False)
+    plain, more = (ppo.credited([t])[0].target_value_T[1:] for t in (whole, cut))
+    with torch.no_grad():
+        states = ppo.lm.hf(torch.tensor([cut.ids]), output_hidden_states=True).hidden_states[-1][0]
+        beyond = float(ppo.critic.value(states[-1]))
+    assert abs(beyond) > 0.01
+    wanted = [beyond * 0.5**n for n in (4, 3, 2, 1)]
+    torch.testing.assert_close(more - plain, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-5)
+
+
+def test_the_critic_has_a_rate_of_its_own(folder):
+    done = run(folder, "--model.critic.lr=0.5", "--model.optim.lr=0.25", "--trainer.max_steps=1")
+    done.run_verb()
+    rates = {id(p): g["lr"] for g in done.trainer.optimizers[0].param_groups for p in g["params"]}
+    for name, p in done.model.named_parameters():
+        assert rates[id(p)] == (0.5 if name.startswith("critic.") else 0.25), name
+    assert len(rates) == len(list(done.model.parameters()))
+    with pytest.raises(UserError, match="needs optim.optimizer adamw, not muon"):
+        run(folder, "--model.critic.lr=0.5", "--model.optim.optimizer=muon").run_verb()
 
 
 def test_discounts_outside_their_range_are_refused():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from lit_reason.core.config import OptimConfig
 from lit_reason.core.group_credit import by_group
-from lit_reason.core.on_policy import OnPolicyRegime, PolicyConfig
+from lit_reason.core.on_policy import OnPolicyRegime
+from lit_reason.core.policy_config import PolicyConfig
 from lit_reason.credit.group import CreditConfig, credit_rule
+from lit_reason.errors import UserError
 from lit_reason.models.config import ModelConfig
 from lit_reason.rollout.config import DialogueConfig, SamplingConfig
 from lit_reason.rollout.policy_pack import Credited
@@ -34,6 +36,8 @@ class GRPORegime(OnPolicyRegime):
         credit: CreditConfig = CreditConfig(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__(lm, optim, sampling, dialogue, policy)
+        if policy.truncated == "bootstrap":
+            raise UserError("policy.truncated bootstrap asks a critic for what was cut off: use PPORegime, or penalise")
         self.credit, self.rule = credit, credit_rule(credit.rule)
 
     def credited(self, rollouts: list[Trajectory]) -> list[Credited]:

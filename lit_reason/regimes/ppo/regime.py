@@ -5,7 +5,7 @@ from __future__ import annotations
 from lit_reason.core.actor_critic import ActorCriticRegime
 from lit_reason.core.config import OptimConfig
 from lit_reason.core.critic_config import CriticConfig
-from lit_reason.core.on_policy import PolicyConfig
+from lit_reason.core.policy_config import PolicyConfig
 from lit_reason.models.config import ModelConfig
 from lit_reason.rollout.config import DialogueConfig, SamplingConfig
 from lit_reason.rollout.policy_pack import Credited

@@ -1,0 +1,280 @@
+"""Does credit by turn pay? Rules compared on ladders of 2, 4 and 6 turns, the learning rate swept for each.
+
+    python -m benchmarks.turn_level_study --out runs/turn-level [--minutes 70] [--record]
+
+The policy is a 0.1 M-parameter transformer, warm-started on noisy demonstrations. Every turn pays 0.7 for the right
+word plus a coin of 0 or 1 that no policy can influence; the outcome pays 1 if every turn was right. Each rule's rate is
+the best of `RATES` on `SWEEP_SEEDS`; the table is of `TEST_SEEDS`. A run ends when its success, over the last `WINDOW`
+rounds, reaches 90 %, or after `MOST_ROUNDS`. Every finished run is a line of OUT/runs.jsonl and is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lowrank_study import interval
+from benchmarks.record import record
+
+RULES = ("traj_mr", "mt_grpo_k", "turn_rtg", "flat_content", "traj_or", "gae")
+TASKS = {"K=6": 6, "K=2": 2, "K=4": 4, "K=6 chained": 6}  # in the order in which they are run
+MOST_ROUNDS = {2: 100, 4: 120, 6: 150}
+RATES = (1e-3, 3e-4, 3e-3)
+SWEEP_SEEDS, TEST_SEEDS = (100,), (0, 1, 2, 3, 4)
+WINDOW, ROLLOUTS, GOAL = 5, 64, 0.9
+DEMONSTRATIONS, SHARE_RIGHT, WARM_STEPS = 600, 0.3, 120
+SYMBOLS, WORDS = ("c0", "c1", "c2", "c3"), ("a0", "a1", "a2", "a3", "a4", "a5")
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """One training run."""
+
+    task: str
+    rule: str
+    lr: float
+    seed: int
+
+
+def warm_start(folder: Path, turns: int) -> None:
+    """Train the student on demonstrations of which few are right; the result lies in `folder/export`."""
+    from lit_reason.cli.reason_cli import build
+    from lit_reason.envs.ladder import Ladder
+    from lit_reason.tasks.student import write_student
+
+    write_student(folder / "base", [*SYMBOLS, *WORDS])
+    ladder, rng = Ladder(SYMBOLS, WORDS, rungs=turns), random.Random(0)
+    with (folder / "demonstrations.jsonl").open("w") as file:
+        for i in range(DEMONSTRATIONS):
+            messages = []
+            for shown, right in zip(ladder.task(i, 1)["shown"], ladder.right, strict=True):
+                said = right[shown] if rng.random() < SHARE_RIGHT else rng.choice(WORDS)
+                messages += [{"role": "user", "content": shown}, {"role": "assistant", "content": said}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    options = [
+        "--config=smoke/sft",
+        f"--vars.folder={folder}",
+        f"--data.train_file={folder / 'demonstrations.jsonl'}",
+        "--data.condense.strategy=full",
+        "--data.batch_rows=32",
+        "--model.lm.overrides.attention_dropout=0.0",
+        "--model.optim.lr=0.003",
+        f"--trainer.max_steps={WARM_STEPS}",
+        "--trainer.callbacks=[HFExport]",
+    ]
+    cli = build("fit", options)
+    cli.run_verb()
+    export = next(Path(cli.trainer.logger.log_dir).glob("export"))
+    export.rename(folder / "export")
+
+
+def options_of(run: Run, folder: Path) -> list[str]:
+    """Options of `lit-reason fit` for a run, on top of the smoke recipes."""
+    critic = run.rule == "gae"
+    rule = ["--model.critic.trunk=separate"] if critic else [f"--model.credit.rule={run.rule}"]
+    return [
+        f"--config=smoke/{'ppo' if critic else 'grpo'}",
+        f"--vars.folder={folder}",
+        f"--model.lm.path={folder / 'export'}",
+        "--model.lm.overrides.attention_dropout=0.0",
+        f"--model.optim.lr={run.lr}",
+        "--model.policy.entropy=0.0",
+        f"--model.dialogue.max_turns={TASKS[run.task]}",
+        f"--model.sampling.seed={run.seed}",
+        *rule,
+        f"--data.env.symbols={list(SYMBOLS)}",
+        f"--data.env.words={list(WORDS)}",
+        f"--data.env.rungs={TASKS[run.task]}",
+        "--data.env.coin_reward=1.0",
+        f"--data.env.chained={'chained' in run.task}",
+        "--data.count=4096",
+        f"--data.seed={run.seed}",
+        f"--seed_everything={run.seed}",
+        f"--trainer.max_steps={MOST_ROUNDS[TASKS[run.task]]}",
+        f"--trainer.logger.init_args.name=rl-{run.seed}",
+    ]
+
+
+def train(run: Run, folder: Path, result: Path) -> None:
+    """One run, in a process of its own; its figures become a file."""
+    import torch
+    from lightning.pytorch.callbacks import Callback
+
+    from lit_reason.cli.reason_cli import build
+
+    class Success(Callback):
+        """Share of the rollouts of each round in which every turn was right; stops at the goal."""
+
+        def __init__(self) -> None:
+            self.by_round: list[float] = []
+            self.tokens: list[float] = []
+
+        def on_train_batch_end(self, trainer: Any, model: Any, *_: Any) -> None:
+            found = trainer.callback_metrics
+            self.by_round.append(float(found["train/outcome"]))
+            self.tokens.append(float(found["train/sampled_tokens"]) * ROLLOUTS)
+            last = self.by_round[-WINDOW:]
+            trainer.should_stop = len(last) == WINDOW and sum(last) / WINDOW >= GOAL
+
+    torch.set_num_threads(1)
+    cli = build("fit", options_of(run, folder))
+    success = Success()
+    cli.trainer.callbacks.append(success)
+    cpu = time.process_time()
+    cli.run_verb()
+    by_round = success.by_round
+    reached = len(by_round) if sum(by_round[-WINDOW:]) / WINDOW >= GOAL else None
+    figures = {
+        "rounds": reached,
+        "tokens": None if reached is None else sum(success.tokens),
+        "final": statistics.fmean(by_round[-WINDOW:]),
+        "cpu_seconds": time.process_time() - cpu,
+        "success": [round(value, 4) for value in by_round],
+    }
+    result.write_text(json.dumps(figures))
+
+
+class Study:
+    """Runs, each made once.
+
+    Args:
+        out: folder of the study.
+        stop_at: no run begins after this time, in seconds since the epoch.
+    """
+
+    def __init__(self, out: Path, stop_at: float) -> None:
+        self.out, self.stop_at, self.file = out, stop_at, out / "runs.jsonl"
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        self.done = {Run(**line.pop("run")): line for line in map(json.loads, lines)}
+
+    def folder(self, task: str) -> Path:
+        """Where a task's warm start and its runs lie."""
+        return self.out / task.replace(" ", "-")
+
+    def make(self, run: Run) -> dict[str, Any]:
+        """What came out of a run, which is trained if it was not yet.
+
+        Raises:
+            TimeoutError: there is no time left to begin it.
+        """
+        if run not in self.done:
+            if time.time() > self.stop_at:
+                raise TimeoutError
+            folder, result = self.folder(run.task), self.out / "latest.json"
+            if not (folder / "export").exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                in_a_process(warm_start, folder, TASKS[run.task])
+            result.unlink(missing_ok=True)
+            in_a_process(train, run, folder, result)
+            found = json.loads(result.read_text())
+            with self.file.open("a") as file:
+                file.write(json.dumps({"run": asdict(run), **found}) + "\n")
+            self.done[run] = found
+            print(f"{run.task:12} {run.rule:13} lr {run.lr:<7g} seed {run.seed:3}: {found['rounds']}", flush=True)
+        return self.done[run]
+
+    def complete(self, task: str, rule: str) -> None:
+        """Sweep the rate of a rule, then run the test seeds."""
+        lr = min(RATES, key=lambda lr: mean_rank([self.make(Run(task, rule, lr, seed)) for seed in SWEEP_SEEDS]))
+        for seed in TEST_SEEDS:
+            self.make(Run(task, rule, lr, seed))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The table: one row for each task and rule whose sweep is done."""
+        for task, turns in TASKS.items():
+            for rule in RULES:
+                swept = {lr: [self.done.get(Run(task, rule, lr, s)) for s in SWEEP_SEEDS] for lr in RATES}
+                if any(found is None for several in swept.values() for found in several):
+                    continue
+                lr = min(RATES, key=lambda lr: mean_rank(swept[lr]))
+                runs = {s: self.done[Run(task, rule, lr, s)] for s in TEST_SEEDS if Run(task, rule, lr, s) in self.done}
+                if runs:
+                    rounds = {seed: found["rounds"] or MOST_ROUNDS[turns] for seed, found in runs.items()}
+                    reached = sum(found["rounds"] is not None for found in runs.values())
+                    final = statistics.fmean(found["final"] for found in runs.values())
+                    yield {"task": task, "rule": rule, "lr": lr, "rounds": rounds, "reached": reached, "final": final}
+
+
+def mean_rank(runs: list[Any]) -> tuple[float, float]:
+    """What a rate is chosen by: rounds to the goal, then success at the end."""
+    rounds = statistics.fmean(r["rounds"] or 10_000 for r in runs)
+    return rounds, -statistics.fmean(statistics.fmean(r["success"][-30:]) for r in runs)
+
+
+def in_a_process(function: Any, *arguments: Any) -> None:
+    """Call a function in a fork of this process, which has imported all it needs.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    child = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+    child.start()
+    child.join()
+    if child.exitcode:
+        raise RuntimeError(f"{function.__name__} ended with exit code {child.exitcode}")
+
+
+def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The table as Markdown; ratios to `traj_mr` are taken seed by seed, since equal seeds share their tasks."""
+    yield "| task | rule | rate | reached | rounds to 90 % | tokens to 90 % | 95 % of rounds | of merged | success |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    merged = {row["task"]: row["rounds"] for row in rows if row["rule"] == "traj_mr"}
+    for row in rows:
+        seeds, task = row["rounds"], row["task"]
+        mean, half = interval(list(seeds.values()))
+        most, turns = MOST_ROUNDS[TASKS[task]], TASKS[task]
+        sign = "" if row["reached"] == len(seeds) else ">= "
+        logs = [math.log(n / merged[task][seed]) for seed, n in seeds.items() if seed in merged.get(task, {})]
+        gap, gap_half = interval(logs) if logs else (math.nan, None)
+        ratio = f"{math.exp(gap):.2f}"
+        if gap_half is not None and row["rule"] != "traj_mr":
+            ratio += f" ({math.exp(gap - gap_half):.2f} to {math.exp(gap + gap_half):.2f})"
+        around = "-" if half is None else f"{max(mean - half, 0):.0f} to {min(mean + half, most):.0f}"
+        tokens = f"{sign}{mean * ROLLOUTS * turns:,.0f}"
+        yield (
+            f"| {task} | {row['rule']} | {row['lr']:g} | {row['reached']}/{len(seeds)} | {sign}{mean:.0f} | {tokens} | "
+            f"{around} | {ratio} | {row['final']:.2f} |"
+        )
+
+
+def main() -> None:
+    """Run what the time allows, and say what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=70, help="no run begins later than this")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--record", action="store_true", help="write what there is to benchmarks/results")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    study = Study(given.out, time.time() + 60 * given.minutes)
+    if not given.record:
+        import lit_reason.core.trainer
+        import lit_reason.regimes.grpo.regime
+        import lit_reason.regimes.ppo.regime
+        import lit_reason.regimes.sft.regime  # noqa: F401  # so that each run, a fork, need not import again
+
+        try:
+            for task in given.tasks:
+                for rule in given.rules:
+                    study.complete(task, rule)
+        except TimeoutError:
+            print("out of time: the same command goes on")
+    rows = list(study.rows())
+    print("\n".join(lines(rows)))
+    if given.record:
+        runs = [{**asdict(run), **found} for run, found in study.done.items()]
+        print(record("turn_level_study", {"rows": rows, "runs": runs}, command="python -m benchmarks.turn_level_study"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""A round in whole runs: resampling, rewards of the recipe and of a subclass, the alarm, whitening over the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import pytest
+import torch
+from made_rollouts import rollout
+
+from lit_reason.cli.reason_cli import build
+from lit_reason.core.metrics_log import read_metrics
+from lit_reason.core.run_folder import run_folder
+from lit_reason.errors import UserError
+from lit_reason.regimes.grpo.regime import GRPORegime
+from lit_reason.rollout.trajectory import NOT_SAMPLED, read_ledger
+
+
+def run(folder, *options):
+    plain = ["--model.lm.overrides.attention_dropout=0.0", "--trainer.max_steps=2", "--model.dialogue.keep_every=1"]
+    done = build("fit", ["--config", "smoke/grpo", f"--vars.folder={folder}", *plain, *options])
+    done.run_verb()
+    return done
+
+
+def ledger(done):
+    return list(read_ledger(run_folder(done.trainer) / "rollouts.jsonl"))
+
+
+def figure(done, name):
+    return [value for _, value in read_metrics(run_folder(done.trainer) / "metrics.csv").points(f"train/{name}")]
+
+
+def groups(rollouts, size=8):
+    return [rollouts[i : i + size] for i in range(0, len(rollouts), size)]
+
+
+def test_groups_without_spread_are_replaced_by_other_tasks_up_to_a_cap(folder):
+    options = ["--data.batch_rows=4", "--trainer.max_steps=1"]  # an untrained student is rarely right
+    plain, once, often = (run(folder, *options, f"--model.policy.resample={n}") for n in (0, 1, 6))
+    dead = [figure(done, "dead_groups")[0] for done in (plain, once, often)]
+    assert dead[0] > dead[2] and dead[0] >= dead[1] >= dead[2]
+    assert figure(plain, "resampled") == [0.0]
+    assert figure(once, "resampled") == [dead[0]]  # each dead group is tried once
+    assert figure(often, "resampled")[0] > dead[0]
+    before, after = groups(ledger(plain)), groups(ledger(once))
+    assert len(after) == 4
+    for n, (old, new) in enumerate(zip(before, after, strict=True)):
+        assert {t.prompt for t in new} == {n}  # a group of its own, in the old one's place
+        alive = len({(tuple(t.turn_rewards), t.outcome) for t in old}) > 1
+        assert ([t.ids for t in old] == [t.ids for t in new]) == alive
+
+
+def test_groups_that_stay_without_spread_count_in_the_divisor(folder):
+    done = run(folder, "--data.env.rung_reward=0.0", "--data.env.outcome_reward=0.0", "--model.policy.resample=2")
+    assert figure(done, "dead_groups") == [1.0, 1.0] and figure(done, "resampled") == [2.0, 2.0]
+    (pack,) = done.model._packs
+    assert pack.norm == sum(t.sampled for t in ledger(done)[64:])
+
+
+def test_divergence_in_the_reward_is_paid_by_turn_and_recorded_by_name(folder):
+    done = run(
+        folder, "--model.policy.kl=0.5", "--model.policy.kl_in=reward", "--model.policy.kl_estimate=k1",
+        "--model.optim.lr=0.05",
+    )  # fmt: skip
+    first, second = ledger(done)[:64], ledger(done)[64:]
+    paid = [[terms["kl"] for t in rollouts for terms in t.turn_terms] for rollouts in (first, second)]
+    assert max(map(abs, paid[0])) < 1e-4  # the policy is its own reference
+    assert max(map(abs, paid[1])) > 0.01
+    reference = build("fit", ["--config", "smoke/grpo", f"--vars.folder={folder}"]).model
+    reference.trainer = done.trainer
+    reference.configure_model()
+    t = second[0]
+    with torch.no_grad():
+        log_p = reference.lm.eval().hf(torch.tensor([t.ids])).logits[0].log_softmax(-1)
+    for k, terms in enumerate(t.turn_terms):
+        at = [i for i, turn in enumerate(t.turn_id) if turn == k]
+        kl = sum(t.logprob[i] - float(log_p[i - 1, t.ids[i]]) for i in at)
+        assert terms["kl"] == pytest.approx(-0.5 * kl, abs=1e-4)
+    assert (done.model._packs[0].ref_logp is None) and len(figure(done, "kl")) == 2
+
+
+class Shorter(GRPORegime):
+    """A method with a reward of its own: turns are paid for the first token's number."""
+
+    def rewarded(self, rollouts):
+        return [
+            dataclasses.replace(t, turn_terms=[{"own": float(t.ids[t.turn_id.index(k)])} for k in range(len(t.stops))],
+                                outcome_terms={})
+            for t in rollouts
+        ]  # fmt: skip
+
+
+def test_a_subclass_brings_its_own_reward_and_figures_ledger_and_credit_see_it(folder):
+    done = run(folder, "--model=test_policy_rounds.Shorter", "--trainer.max_steps=1", "--model.credit.scale=none")
+    rollouts = ledger(done)
+    assert all(set(terms) == {"own"} for t in rollouts for terms in t.turn_terms) and not rollouts[0].outcome_terms
+    total = [sum(t.turn_rewards) for t in rollouts]
+    assert figure(done, "reward") == [pytest.approx(sum(total) / 64)]
+    t, others = rollouts[0], rollouts[1:8]
+    wanted = t.turn_rewards[1] - sum(o.turn_rewards[1] for o in others) / 7
+    pack = done.model._packs[0]
+    row = int(pack.rollout[pack.turn == pack.turn[1]][0])
+    assert row == 0 and float(pack.advantage[1]) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_wrong_weights_in_the_sampler_raise_an_alarm_and_sound_ones_do_not(folder, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*differ from the sampler's")
+        sound = run(folder, "--trainer.max_steps=1")
+    assert figure(sound, "logprob_gap")[0] < 1e-4
+    from lit_reason.rollout.engine import Engine
+
+    draw = Engine._draw
+    monkeypatch.setattr(Engine, "_draw", lambda engine, logits, at: draw(engine, 0.2 * logits.roll(1, -1), at))
+    with pytest.warns(UserWarning, match="trainer's log-probabilities differ from the sampler's by"):
+        broken = run(folder, "--trainer.max_steps=1")
+    assert figure(broken, "logprob_gap")[0] > 0.25
+
+
+def test_the_return_whitened_over_the_batch(folder):
+    """REINFORCE++: no groups; mean 0 and deviation 1 over all sampled tokens of sound rollouts."""
+    options = ["--model.credit.rule=reinforce_pp", "--model.credit.scale=batch"]
+    done = run(folder, *options, "--trainer.max_steps=1")
+    advantage = done.model._packs[0].advantage
+    assert float(advantage.mean()) == pytest.approx(0, abs=1e-5) and float(advantage.std()) == pytest.approx(
+        1, abs=1e-4
+    )
+    rollouts = [
+        rollout([1.0, 2.0], 3.0), rollout([0.0], 1.0, prompt=1), rollout([9.0], 9.0, prompt=1, failure="gone")
+    ]  # fmt: skip
+    found = done.model.credited(rollouts)
+    raw = torch.tensor([6.0, 6.0, 5.0, 5.0, 1.0, 1.0], dtype=torch.float64)
+    sampled = torch.cat([c.advantage_T[torch.tensor(c.trajectory.turn_id) != NOT_SAMPLED] for c in found[:2]])
+    torch.testing.assert_close(sampled, (raw - raw.mean()) / raw.std(), rtol=1e-6, atol=0)
+    assert not found[2].advantage_T.any()
+    with pytest.raises(UserError, match="set credit.scale to batch"):
+        run(folder, "--model.credit.rule=reinforce_pp")
+
+
+def test_what_needs_a_critic_is_refused_without_one(folder):
+    with pytest.raises(UserError, match="bootstrap asks a critic"):
+        run(folder, "--model.policy.truncated=bootstrap")
