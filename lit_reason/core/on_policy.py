@@ -249,10 +249,14 @@ class OnPolicyRegime(Regime):
 
     # ---- checkpoints between two updates of one round ----
 
+    def between_updates(self) -> bool:
+        """Whether rollouts wait for a further update."""
+        return bool(self.trainer.global_step % self.policy.updates)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the rollouts of a round that is not used up: the weights that sampled them are gone."""
         super().on_save_checkpoint(checkpoint)
-        if self.trainer.global_step % self.policy.updates:
+        if self.between_updates():
             checkpoint["round"] = from_all_ranks({"number": self._round, "packs": [vars(p) for p in self._packs]})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -281,8 +285,12 @@ class OnPolicyRegime(Regime):
         meter.update("entropy", out.entropy_S[trained])
         gap = (out.logp_S - pack.old_logp)[trained].abs()
         meter.update("logprob_gap", gap)
-        fresh = self.trainer.global_step % self.policy.updates == 0
-        if fresh and self.policy.importance == "none" and len(gap) and float(gap.mean()) > MOST_GAP:
+        if (
+            not self.between_updates()
+            and self.policy.importance == "none"
+            and len(gap)
+            and float(gap.mean()) > MOST_GAP
+        ):
             warnings.warn(
                 "before any update the trainer's log-probabilities differ from the sampler's by "
                 f"{float(gap.mean()):.2f} nats on average: wrong weights, another temperature, or much dropout; the "

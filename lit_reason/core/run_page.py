@@ -21,6 +21,7 @@ from lit_reason.core.report import (
     duration,
     share,
 )
+from lit_reason.core.reward_page import reward_alarms, reward_section
 from lit_reason.data.condensation.ledger import PARTS
 from lit_reason.data.token_row import SEGMENT_NAMES
 
@@ -70,6 +71,7 @@ def run_page(facts: RunFacts, log: MetricsLog) -> ReportData:
     """
     alarms = [facts.alarm] if facts.alarm else []
     alarms += [f"{name} was NaN or infinite, first at step {step}" for name, step in log.broken.items()]
+    alarms += reward_alarms(log)
     return ReportData(
         title=facts.title,
         kicker=[part for part in (facts.method, facts.model, f"{log.steps:,} optimizer steps") if part],
@@ -80,6 +82,7 @@ def run_page(facts: RunFacts, log: MetricsLog) -> ReportData:
         sections=[
             Section("Answers to held-out problems", figures=_accuracy_plots(log)),
             Section("Loss", figures=_loss_plots(log)),
+            reward_section(log),
             Section("Tokens by part of the trace", figures=_segment_plots(log)),
             Section("Restarts", figures=_restart_plots(log)),
             _samples(facts.samples),

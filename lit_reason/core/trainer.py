@@ -96,6 +96,8 @@ class ReasonTrainer(Trainer):
     ) -> list[Mapping[str, float]]:
         """Answer held-out problems by generation and check the answers.
 
+        With `data.pairs_file` a reward is evaluated instead: how often it prefers what was preferred.
+
         Args:
             model: the regime.
             datamodule: gives the held-out problems.
@@ -111,8 +113,12 @@ class ReasonTrainer(Trainer):
         settings = sampling or cast(SamplingConfig, model.sampling)
         asked = VerifiedGeneration(checker=checker, limit=limit, sampling=settings, k=k or [1])
         others: list[Any] = [c for c in self.callbacks if not isinstance(c, VerifiedGeneration)]  # type: ignore[has-type]
-        self.callbacks = [*others, asked]
+        judging = getattr(datamodule, "pairs_file", None) is not None  # a reward is asked, not the policy
+        self.callbacks = others if judging else [*others, asked]
         figures = self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+        if self.is_global_zero and judging:
+            width = max(len(name) for name in figures[0])
+            print("\n".join(f"{name:<{width}}  {value:.3f}" for name, value in sorted(figures[0].items())))
         if self.is_global_zero and asked.last is not None:
             print(asked.last.table())
         return figures

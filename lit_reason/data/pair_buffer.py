@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from lit_reason.data.reading.row_files import complete_or_absent
 from lit_reason.errors import UserError
 
 Replay = Literal["all", "last", "mixture"]
+NONE: Mapping[str, int] = {}
 COLUMNS = 7  # round, row, sample, where its tokens start, tokens of prompt, chosen and rejected
 ROUND, ROW, SAMPLE, START, PROMPT, CHOSEN, REJECTED = range(COLUMNS)
 
@@ -56,6 +58,10 @@ class PairBuffer:
 
     Args:
         folder: for its files; made when it is missing.
+
+    Attributes:
+        index: seven numbers a pair.
+        counts: of the last round, `repeated` pairs among them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -66,6 +72,7 @@ class PairBuffer:
     def clear(self) -> None:
         """Drop all pairs."""
         self.index = np.empty((0, COLUMNS), dtype=np.int64)
+        self.counts: Counter[str] = Counter()
         self._starts: dict[bytes, int] = {}  # where the tokens of each different pair lie
         self._tokens = 0
         for name in ("tokens.bin", "index.bin"):
@@ -75,7 +82,9 @@ class PairBuffer:
     def __len__(self) -> int:
         return len(self.index)
 
-    def append(self, number: int, step: int, chunk: int, pairs: Sequence[Pair]) -> int:
+    def append(
+        self, number: int, step: int, chunk: int, pairs: Sequence[Pair], counts: Mapping[str, int] = NONE
+    ) -> int:
         """Add a chunk of a round's pairs.
 
         Args:
@@ -83,6 +92,7 @@ class PairBuffer:
             step: optimizer steps made when it was sampled.
             chunk: number of the chunk in its round.
             pairs: what to add.
+            counts: whatever else was counted; `counts` adds it up over the round.
 
         Returns:
             How many of them the buffer knew already.
@@ -97,12 +107,13 @@ class PairBuffer:
                 written += parts
             rows.append([number, pair.row, pair.sample, self._starts[key], *map(len, parts)])
         known = len(pairs) - len(written) // 3
+        self.counts = Counter({} if chunk == 0 else self.counts) + Counter({**counts, "repeated": known})
         with (self.folder / "tokens.bin").open("ab") as file:
             file.write(b"".join(part.tobytes() for part in written))
         with (self.folder / "index.bin").open("ab") as file:
             file.write(np.asarray(rows, dtype=np.int64).tobytes())
         self.index = np.concatenate([self.index, np.asarray(rows, dtype=np.int64).reshape(-1, COLUMNS)])
-        done = {"round": number, "step": step, "chunks": chunk + 1, **self._extent()}
+        done = {"round": number, "step": step, "chunks": chunk + 1, "counts": self.counts, **self._extent()}
         with complete_or_absent(self.folder / "progress.json") as unfinished:
             unfinished.write_text(json.dumps(done), encoding="utf-8")
         return known
@@ -189,6 +200,7 @@ class PairBuffer:
         if not ahead:
             (self.folder / "progress.json").unlink(missing_ok=True)
             return 0
+        self.counts = Counter(found["counts"])
         return int(found["chunks"])
 
     def _extent(self) -> dict[str, int]:

@@ -185,6 +185,10 @@ class LanguageModel(nn.Module):
             self._reference = (copy.to(self.device),)
         yield self._reference[0]
 
+    def drop_reference(self) -> None:
+        """Free the frozen copy; `as_reference` reads it again."""
+        self._reference = None
+
     def parameter_counts(self) -> ParameterCounts:
         """How many parameters there are, how many are trained, and how many belong to the embeddings."""
         counted = {id(p): (_size(p), p.requires_grad) for p in self.parameters()}

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -130,6 +130,7 @@ class RewardModel(nn.Module):
             fresh = RewardModel.load(self.trunk.config).lm
             for parameter, first in zip(self.trunk.parameters(), fresh.parameters(), strict=True):
                 _put(parameter, first)
+            let_go(self.trunk)
         elif trunk:
             for name, parameter in self.lm.named_parameters():
                 if f".{REWARD_ADAPTER}." in name:
@@ -200,6 +201,17 @@ def _put(parameter: Tensor, values: Tensor) -> None:
     if isinstance(parameter, DTensor):
         values = distribute_tensor(values, parameter.device_mesh, parameter.placements)
     parameter.copy_(values)
+
+
+def let_go(module: nn.Module) -> None:
+    """Where weights are in shards, drop gathered copies, which would not see that the shards have changed.
+
+    Args:
+        module: sharded or not.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def use_adapter(lm: LanguageModel, name: str) -> None:

@@ -1,0 +1,1 @@
+"""Reward learning from demonstrations (inverse reinforcement learning), in rounds."""

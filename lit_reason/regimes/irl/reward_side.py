@@ -1,0 +1,411 @@
+"""What stands beside the policy in inverse RL: the reward model, its optimizer, scores, and state in checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_reason.core.actor_critic import ActorCriticRegime
+from lit_reason.core.config import OptimConfig
+from lit_reason.core.optim import build_optimizer
+from lit_reason.core.ranks import from_all_ranks
+from lit_reason.core.schedules import lr_factor
+from lit_reason.data.packing import pack_rows
+from lit_reason.data.token_row import TokenRow
+from lit_reason.errors import UserError
+from lit_reason.metrics.intervals import wilson
+from lit_reason.metrics.means import Means
+from lit_reason.models.language_model import LanguageModel
+from lit_reason.models.reward import REWARD_ADAPTER, RewardModel, train_all_adapters
+from lit_reason.optim.together import Together
+from lit_reason.regimes.irl import watch
+from lit_reason.regimes.irl.answers import AnswerPlayer, answer_logps, text_row
+from lit_reason.regimes.irl.config import RewardConfig, RoundConfig, check_together
+from lit_reason.regimes.irl.demonstrations import DemonstrationData, RoundBatch, RoundPlan, with_steps
+from lit_reason.regimes.irl.rounds import Rounds
+from lit_reason.rollout.config import DialogueConfig, SamplingConfig
+from lit_reason.rollout.engine import Engine
+from lit_reason.rollout.policy_pack import PolicyPack
+from lit_reason.rollout.trajectory import Trajectory
+
+
+class RewardSide(ActorCriticRegime):
+    """A policy, perhaps a critic, and a reward that is trained in turn with them. `prepare` ends its construction.
+
+    Attributes:
+        reward: the reward model; absent where the reward is the policy itself.
+        rounds: the phases, and what they remember.
+        place: the present micro-batch's place in the run.
+    """
+
+    reward: RewardModel
+    place: RoundBatch | None
+
+    def prepare(self, rounds: RoundConfig, reward: RewardConfig) -> None:
+        """Take the settings of the reward's side.
+
+        Args:
+            rounds: what happens in a round.
+            reward: the reward, and how it learns.
+
+        Raises:
+            UserError: they contradict each other.
+        """
+        check_together(rounds, reward, self.lm_config)
+        if rounds.policy_steps % self.policy.updates:
+            raise UserError(
+                f"rounds.policy_steps is {rounds.policy_steps}; it must be a multiple of policy.updates "
+                f"({self.policy.updates}), or a round would end between two updates"
+            )
+        if self.policy.resample:
+            raise UserError("policy.resample plays other tasks in place of some; IRLRegime has no others: set it to 0")
+        self.round_config, self.reward_config = rounds, reward
+        self.rounds, self.place = Rounds(self), None
+        self.pair_meter, self.pairs_seen = Means(("pair_accuracy", "length_accuracy")), 0
+        self._tally = (0.0, 0.0)
+        self._without_gradient: list[nn.Parameter] = []
+        self._between = False
+        self._held_out: list[tuple[TokenRow, TokenRow]] | None = None
+
+    # ---- set-up ----
+
+    @property
+    def data(self) -> DemonstrationData:
+        """The run's demonstrations."""
+        return self._data
+
+    def setup(self, stage: str) -> None:
+        """Tell the data module how long rounds are, and warn of settings that bend the gradient."""
+        c = self.round_config
+        with_steps(self._data, RoundPlan(c.reward_steps, c.policy_steps, self.policy.updates))
+        self.dialogue = DialogueConfig(
+            group=c.group, turn_tokens=self.sampling.max_new_tokens, total_tokens=self.data.max_length
+        )
+        if stage == "fit" and (self.sampling.temperature != 1 or self.sampling.top_p != 1 or self.sampling.top_k):
+            rank_zero_warn(
+                "sampling is not the policy itself (temperature 1, top_p 1, top_k 0): the reward then learns against "
+                "another distribution than the one whose gradient it stands for"
+            )
+
+    def configure_model(self) -> None:
+        """Build policy, critic and reward once.
+
+        Raises:
+            UserError: policy and reward would share a base whose weights lie in shards.
+        """
+        super().configure_model()
+        if self.reward_config.model == "policy" or hasattr(self, "reward"):
+            return
+        path = self.reward_config.path
+        if self.device_mesh is not None and self.lm_config.adapter is not None and path is None:
+            raise UserError(
+                "lm.adapter: policy and reward cannot share a base that is in shards; use trainer.strategy ddp, or "
+                "give reward.path, which makes the reward a model of its own"
+            )
+        self.reward = RewardModel.beside(self.lm, self.lm_config, path)
+        if self.device_mesh is not None:
+            self.spread(self.reward.lm)
+            self.reward.shard(self.device_mesh["data_parallel"])
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        """Trained weights of the policy."""
+        named = self.lm.named_parameters()
+        return [p for name, p in named if p.requires_grad and f".{REWARD_ADAPTER}." not in name]
+
+    def reward_parameters(self) -> list[nn.Parameter]:
+        """Trained weights of the reward; none where it is the policy."""
+        own = [p for p in self.reward.parameters() if p.requires_grad] if hasattr(self, "reward") else []
+        return own + [p for name, p in self.lm.named_parameters() if f".{REWARD_ADAPTER}." in name]
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer, two rates: the policy's and the reward's, each with its schedule over its steps of a round."""
+        c, plan = self.reward_config, self.round_config
+        own = self.reward_parameters()
+        for parameter in own:
+            parameter.requires_grad_(False)
+        optimizer = build_optimizer(self, self.optim_config)
+        count = len(optimizer.param_groups)
+        for parameter in own:
+            parameter.requires_grad_(True)
+        if own:
+            optimizer = Together(optimizer, AdamW(own, lr=c.lr, eps=1e-5, weight_decay=0.0, fused=True))
+        shape = OptimConfig(schedule=c.schedule, warmup=0.0, final_lr=0.0)
+        length, implicit = plan.reward_steps + plan.policy_steps, c.model == "policy"
+
+        def of_reward(step: int) -> float:
+            return lr_factor(step % length, plan.reward_steps, shape)
+
+        def of_policy(step: int) -> float:
+            at, total = step % length, plan.reward_steps if implicit else plan.policy_steps
+            return lr_factor(at if implicit else max(at - plan.reward_steps, 0), total, self.optim_config)
+
+        rates: Any = [of_policy if i < count else of_reward for i in range(len(optimizer.param_groups))]
+        schedule = LambdaLR(optimizer, rates)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def restart_reward(self, number: int) -> None:
+        """Begin the reward of a round: with first weights and a new head, or where it is; with no momentum either way.
+
+        Args:
+            number: of the round.
+        """
+        if self.reward_config.model == "policy" or number == 0:
+            return
+        if self.reward_config.start == "fresh":
+            self.reward.restart(number)
+        state = self.trainer.optimizers[0].state
+        for parameter in self.reward_parameters():
+            state.pop(parameter, None)
+
+    # ---- one optimizer for two models ----
+
+    def unused(self, phase: str) -> Tensor | float:
+        """Zero; under ddp it depends on the weights that a phase leaves alone, as ddp waits for gradients of all.
+
+        Args:
+            phase: the one under way.
+        """
+        reward = self.reward_parameters()
+        trained = {id(p) for p in reward} if phase == "reward" and reward else None
+        everything = [p for p in self.parameters() if p.requires_grad]
+        others = reward if trained is None else [p for p in everything if id(p) not in trained]
+        return self._touch(others)
+
+    def rest(self) -> Tensor:
+        """The loss of a step in which nothing is trained."""
+        self.update_meter.update("loss", [0.0])
+        self.update_meter.update("resting", [1.0])
+        touched = self._touch([p for p in self.parameters() if p.requires_grad])
+        return touched if isinstance(touched, Tensor) else torch.zeros((), device=self.device, requires_grad=True)
+
+    def _touch(self, parameters: list[nn.Parameter]) -> Tensor | float:
+        self._without_gradient = parameters
+        if not isinstance(self.trainer.strategy, DDPStrategy) or not parameters:
+            return 0.0
+        return torch.stack([0.0 * p.sum() for p in parameters]).sum()
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Weights that this step leaves alone have no gradient at all, so that no momentum moves them."""
+        for parameter in self._without_gradient:
+            parameter.grad = None
+        super().on_before_optimizer_step(optimizer)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step; then look at the brakes, and close the step."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        assert self.place is not None
+        self.rounds.settle(*self._tally, self.place.phase)
+        self._tally, self._between = (0.0, 0.0), self._rollouts_left()
+
+    def record_margins(self, loss: Tensor, margin_N: Tensor, norm: float) -> None:
+        """Figures of a micro-batch of the reward.
+
+        Args:
+            loss: its summed loss.
+            margin_N: its margins.
+            norm: pairs in the step.
+
+        Raises:
+            UserError: the loss is not a number.
+        """
+        if not torch.isfinite(loss):
+            assert self.place is not None
+            raise UserError(
+                f"round {self.place.round}, reward step {self.place.step}: the reward's loss is {float(loss)}: lower "
+                "reward.lr; a linear loss has no lower bound and needs few steps, or reward.chi2"
+            )
+        right = watch.accuracy(margin_N)
+        for name in ("loss", "reward_loss"):
+            self.update_meter.update(name, loss[None], norm / self.micro_batches)
+        self.update_meter.update("pair_accuracy", right)
+        self.update_meter.update("margin", margin_N)
+        self._tally = (self._tally[0] + float(right.sum()), self._tally[1] + len(right))
+
+    def note(self, figures: dict[str, float]) -> None:
+        """Log figures with those of the present step.
+
+        Args:
+            figures: by name, of `watch.FIGURES`.
+        """
+        for name, value in figures.items():
+            self.update_meter.update(name, [value])
+
+    # ---- answers and scores ----
+
+    def answer_player(self, sampling: SamplingConfig, group: int) -> AnswerPlayer:
+        """Answers prompts with the present weights.
+
+        Args:
+            sampling: how.
+            group: answers to each.
+        """
+        engine = Engine(self.lm, self.tokenizer, sampling, self.data.stop_ids)
+        longest, total = sampling.max_new_tokens, self.data.max_length
+        return AnswerPlayer(engine, group=group, answer_tokens=longest, total_tokens=total, batch=sampling.batch_size)
+
+    @torch.no_grad()
+    def scores(self, texts: Sequence[tuple[Any, Any]]) -> Tensor:
+        """The reward model's raw scores, `float32 [texts]` in main memory.
+
+        Args:
+            texts: tokens of prompts and answers.
+        """
+        lm, size, found = self.reward.lm, 2 * (self.data.batch_rows or 1), []
+        training = lm.training
+        lm.eval()
+        for i in range(0, len(texts), size):
+            pack = pack_rows([text_row(*text) for text in texts[i : i + size]]).to(self.device)
+            found.append(self.reward(pack.ids, pack.positions, pack.cu_seqlens).cpu())
+        lm.train(training)
+        return torch.cat(found)
+
+    def scored(self, rollouts: list[Trajectory]) -> list[Trajectory]:
+        """Rollouts with their normalised scores as rewards.
+
+        Args:
+            rollouts: of one turn each.
+
+        Raises:
+            UserError: a score is not finite.
+        """
+        starts = [t.ids[: t.turn_id.index(0)] if t.sampled else t.ids for t in rollouts]
+        texts = [(s, t.ids[len(s) :]) for s, t in zip(starts, rollouts, strict=True)]
+        score = self.reward.normalised(
+            self.scores([(torch.tensor(a).numpy(), torch.tensor(b).numpy()) for a, b in texts])
+        )
+        if not score.isfinite().all():
+            raise UserError(
+                "the reward model gives scores that are not finite: lower reward.lr, and begin this round anew"
+            )
+        no_end = self.round_config.no_end_reward
+        paid = [s if t.finished or no_end is None else no_end for s, t in zip(score.tolist(), rollouts, strict=True)]
+        return [dataclasses.replace(t, outcome_terms={"learned": p}) for t, p in zip(rollouts, paid, strict=True)]
+
+    def set_scale(self, mean: float, std: float) -> None:
+        """Take mean and deviation on demonstrations.
+
+        Args:
+            mean: of raw scores.
+            std: of raw scores.
+        """
+        if hasattr(self, "reward"):
+            self.reward.mean, self.reward.std = mean, std
+
+    @property
+    def has_initial(self) -> bool:
+        """Whether the policy as it was before training can be had again."""
+        return self.lm_config.path is not None or self.lm_config.adapter is not None
+
+    @contextmanager
+    def initial(self) -> Iterator[LanguageModel]:
+        """The policy as it was before training; a copy is kept only where every step needs it."""
+        try:
+            with self.lm.as_reference() as first:
+                yield first
+        finally:
+            train_all_adapters(self.lm)
+            if not (self.policy.kl and self.round_config.kl_reference == "initial"):
+                self.lm.drop_reference()
+
+    def knows_start(self) -> bool:
+        """Whether packs come with log-probabilities of the policy at the start of the round."""
+        c = self.policy
+        return c.kl > 0 and c.kl_in == "loss" and self.round_config.kl_reference == "previous"
+
+    @torch.no_grad()
+    def divergence(self, packs: Sequence[PolicyPack]) -> float:
+        """How far the policy is from the start of the round, in nats a response, by rollouts on all processes.
+
+        Args:
+            packs: a batch of rollouts.
+        """
+        known = self.knows_start()
+        total, count = 0.0, 0
+        for pack in packs:
+            trained, before = pack.target_weight != 0, pack.ref_logp
+            if not known:
+                moved = pack.to(self.device)
+                with self.rounds.previous() as lm:
+                    hidden = lm.hidden(moved.ids, moved.positions, moved.cu_seqlens)[moved.index]
+                    before = lm.head(hidden, moved.targets, temperature=self.sampling.temperature).logp_S
+            assert before is not None
+            total += float((pack.old_logp - before.to(pack.old_logp.device))[trained].sum())
+            text = torch.searchsorted(pack.cu_seqlens.long(), pack.index.cpu(), right=True)
+            count += len(text[trained.cpu()].unique())
+        totals, counts = zip(*from_all_ranks((total, count)), strict=True)
+        return sum(totals) / max(sum(counts), 1)
+
+    # ---- held-out pairs ----
+
+    def held_out_margins(self, pairs: Sequence[tuple[TokenRow, TokenRow]]) -> tuple[Tensor, Tensor]:
+        """Margins of preferred over other answers, and by how many tokens the preferred one is longer.
+
+        Args:
+            pairs: N of them.
+        """
+        rows = [row for pair in pairs for row in pair]
+        pack = pack_rows(rows).to(self.device)
+        if self.reward_config.model == "network":
+            score_N2 = self.reward(pack.ids, pack.positions, pack.cu_seqlens).view(-1, 2)
+        else:
+            with self.initial() if self.has_initial else self.rounds.previous() as first:
+                before = answer_logps(first, pack)
+            score_N2 = (answer_logps(self.lm, pack) - before).view(-1, 2)
+        longer = torch.tensor([len(a) - len(b) for a, b in pairs]).float()
+        return score_N2[:, 0] - score_N2[:, 1], longer
+
+    @torch.no_grad()
+    def held_out_accuracy(self) -> float:
+        """Accuracy on the first held-out pairs, between two steps."""
+        if self._held_out is None:
+            if not self.data.pairs_file:
+                raise UserError("reward.check_every looks at held-out pairs, and there are none: give data.pairs_file")
+            self._held_out = self.data.held_out_pairs()[: self.round_config.probe]
+        size, lm = self.data.batch_rows or 1, self.reward.lm
+        training = lm.training
+        lm.eval()
+        found = [self.held_out_margins(self._held_out[i : i + size])[0] for i in range(0, len(self._held_out), size)]
+        lm.train(training)
+        return float(watch.accuracy(torch.cat(found)).mean())
+
+    def log_held_out(self) -> None:
+        """Log the accuracy on held-out pairs with its 95 % interval."""
+        if self.pairs_seen:
+            right = float(self.pair_meter.compute()["pair_accuracy"])
+            low, high = wilson(right * self.pairs_seen, self.pairs_seen)
+            for name, value in (("low", low), ("high", high)):
+                self.log(f"val/pair_accuracy_{name}", value, batch_size=1)
+        self.log_meter(self.pair_meter, "val")
+        self.pairs_seen = 0
+
+    # ---- checkpoints ----
+
+    def _rollouts_left(self) -> bool:
+        place = self.place
+        return place is not None and place.phase == "policy" and (place.step + 1) % self.policy.updates > 0
+
+    def between_updates(self) -> bool:
+        """Whether rollouts wait for a further update."""
+        return self._between
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the rounds' state with the weights."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["irl"] = self.rounds.saved()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on in the phase that was under way."""
+        super().on_load_checkpoint(checkpoint)
+        self._between = "round" in checkpoint
+        if "irl" in checkpoint:
+            self.rounds.load(checkpoint["irl"])
+            self.set_scale(self.rounds.state.mean, self.rounds.state.std)
