@@ -1,88 +1,97 @@
-"""Which estimators are unbiased where the policy decides when to stop: against the gradient found by enumeration.
-
-After each turn a rollout goes on with probability `P` (one logit for all turns), up to `MOST` turns. Every further turn
-pays `PAY`, and the outcome depends on the number of turns. All rollouts can be listed, so the gradient of the expected
-return with respect to the logit is exact, and the expectation of any group estimator is a sum over all groups.
-"""
-
-import itertools
+"""Which estimators are unbiased where the policy decides when to stop: against the gradient found by enumeration."""
 
 import pytest
-import torch
 
+from benchmarks.credit_bias import (
+    GO_ON,
+    PAY,
+    by_critic,
+    by_rule,
+    by_survivors,
+    estimators,
+    exact_value,
+    expectation,
+    guess,
+    outcome,
+    rollouts,
+    true_gradient,
+)
 from lit_reason.credit.group import RULES, CreditConfig
-from lit_reason.credit.rewards import GroupRewards
+from lit_reason.credit.tokens import bilevel_gae, gae
 
-P, PAY, MOST = 0.5, 1.0, 3
-OUTCOME = {1: 0.0, 2: 0.3, 3: -0.2}
-PLAIN = CreditConfig(scale="none")
-
-
-def rollouts():
-    """Every rollout: (probability, turn rewards, outcome, d log-probability / d logit of each turn's choice)."""
-    for turns in range(1, MOST + 1):
-        went_on = turns - 1
-        stopped = turns < MOST
-        probability = P**went_on * ((1 - P) if stopped else 1.0)
-        scores = [1 - P] * went_on + ([-P] if stopped else [0.0])  # of going on and of stopping; no choice at the last
-        yield probability, [0.0] + [PAY] * went_on, OUTCOME[turns], scores
+MOST = 3
+TRUE = true_gradient(MOST)
+UNBIASED = ("turn_rtg", "rloo", "flat_content", "reinforce_pp")
+BY_SIZE = ("traj_mr",)  # its own rollout is in the baseline, which shrinks it to (G - 1) / G
+OTHER = ("traj_or", "mt_grpo", "mt_grpo_k")  # of another goal, or biased on purpose: see below
 
 
-def expected_return(p):
-    """In closed form, for the derivative."""
-    chance = [1 - p, p * (1 - p), p * p]
-    return sum(c * (PAY * k + OUTCOME[k + 1]) for k, c in enumerate(chance))
+def test_the_true_gradient_is_the_derivative_of_the_expected_return():
+    def expected(p):
+        chance = [1 - p, p * (1 - p), p * p]
+        return sum(c * (PAY * k + outcome(k + 1)) for k, c in enumerate(chance))
+
+    by_p = (expected(GO_ON + 1e-6) - expected(GO_ON - 1e-6)) / 2e-6
+    assert pytest.approx(by_p * GO_ON * (1 - GO_ON), abs=1e-8) == TRUE
+    assert sum(r.chance for r in rollouts(MOST)) == 1
 
 
-def true_gradient():
-    step = 1e-6
-    by_p = (expected_return(P + step) - expected_return(P - step)) / (2 * step)
-    return by_p * P * (1 - P)
-
-
-def estimate(rule, G=2):
-    """Expectation of `sum_k A_ik * score_ik`, averaged over the group, over every group of G rollouts."""
-    total = 0.0
-    for group in itertools.product(list(rollouts()), repeat=G):
-        chance = torch.tensor([r[0] for r in group]).prod().item()
-        rewards = GroupRewards.of([r[1] for r in group], [r[2] for r in group])
-        advantage = rule(rewards)
-        total += chance * sum(
-            float(advantage[i, k]) * score for i, r in enumerate(group) for k, score in enumerate(r[3])
-        )
-    return total / G
-
-
-def by_survivors(rewards):
-    """The naive extension: each turn's reward against the mean of those rollouts that reached the turn."""
-    alive = rewards.alive_GK
-    mean = (rewards.due_GK * alive).sum(0) / alive.sum(0).clamp(min=1)
-    return (rewards.due_GK - mean) * alive
+def test_every_rule_has_its_verdict():
+    assert {*UNBIASED, *BY_SIZE, *OTHER} == set(RULES)
+    assert {name.split(",")[0] for name, _ in estimators(2)} >= {*RULES, "gae", "bilevel_gae"}
 
 
 @pytest.mark.parametrize("G", [2, 3])
-@pytest.mark.parametrize("name", ["turn_rtg", "rloo", "flat_content"])
+@pytest.mark.parametrize("name", UNBIASED)
 def test_unbiased_rules_have_the_true_gradient(name, G):
-    found = estimate(lambda rewards: RULES[name](rewards, PLAIN), G)
-    assert found == pytest.approx(true_gradient(), abs=1e-8)
+    assert expectation(by_rule(name), MOST, G) == pytest.approx(TRUE, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["turn_rtg", "flat_content"])
-def test_a_discount_of_one_is_the_return_itself(name):
-    kept = estimate(lambda rewards: RULES[name](rewards, CreditConfig(scale="none", gamma=1.0)))
-    assert kept == pytest.approx(true_gradient(), abs=1e-8)
+@pytest.mark.parametrize("G", [2, 3])
+@pytest.mark.parametrize("name", BY_SIZE)
+def test_own_sample_in_the_baseline_shrinks_the_gradient_by_one_rollout_in_G(name, G):
+    assert expectation(by_rule(name), MOST, G) == pytest.approx(TRUE * (G - 1) / G, abs=1e-9)
+    own_too = CreditConfig(scale="none", leave_one_out=False)
+    assert expectation(by_rule("turn_rtg", own_too), MOST, G) == pytest.approx(TRUE * (G - 1) / G, abs=1e-9)
 
 
-def test_own_sample_in_the_baseline_shrinks_the_gradient_by_one_rollout_in_G():
-    config = CreditConfig(scale="none", leave_one_out=False)
-    found = estimate(lambda rewards: RULES["turn_rtg"](rewards, config), 2)
-    assert found == pytest.approx(true_gradient() * (2 - 1) / 2, abs=1e-8)
+def test_the_outcome_rule_follows_the_outcome_alone():
+    wanted = true_gradient(MOST, outcome_only=True) / 2
+    assert expectation(by_rule("traj_or"), MOST) == pytest.approx(wanted, abs=1e-9)
+    assert abs(wanted - TRUE / 2) > 0.1
+
+
+def test_the_two_turn_rule_credits_the_first_turn_alone_with_turn_rewards():
+    """Its expectation: the outcome's gradient, and that of the turn rewards by the first turn's decision."""
+    by_first = sum(r.chance * r.scores[0] * sum(r.turns) for r in rollouts(MOST))
+    wanted = (true_gradient(MOST, outcome_only=True) + by_first) / 2
+    assert expectation(by_rule("mt_grpo"), MOST) == pytest.approx(wanted, abs=1e-9)
+    assert abs(wanted - TRUE / 2) > 0.05
+    both = (true_gradient(2, outcome_only=True) + sum(r.chance * r.scores[0] * sum(r.turns) for r in rollouts(2))) / 2
+    assert both == pytest.approx(true_gradient(2) / 2)  # with two turns nothing is lost: there is no later choice
+
+
+def test_separate_normalisation_by_turn_ignores_what_a_turn_enables():
+    own = sum(r.chance * sum(s * paid for s, paid in zip(r.scores, r.turns, strict=True)) for r in rollouts(MOST))
+    wanted = (true_gradient(MOST, outcome_only=True) + own) / 2
+    found = expectation(by_rule("mt_grpo_k"), MOST)
+    assert abs(found - TRUE / 2) > 0.1
+    assert found < TRUE / 2 and abs(found - wanted) < abs(found - TRUE / 2)
 
 
 def test_comparing_survivors_alone_is_biased():
     """The known defect of per-turn baselines (verl#7244): it hides the gain of taking another turn."""
-    assert abs(estimate(by_survivors) - true_gradient()) > 0.1
+    assert expectation(by_survivors, MOST) < TRUE - 0.1
 
 
-def test_separate_normalisation_by_turn_ignores_what_a_turn_enables():
-    assert abs(estimate(lambda rewards: RULES["mt_grpo_k"](rewards, PLAIN)) - true_gradient()) > 0.1
+@pytest.mark.parametrize("rule", [gae, bilevel_gae])
+def test_a_critic_may_be_wrong_under_whole_returns_and_must_be_right_without(rule):
+    assert expectation(by_critic(rule, guess, 1.0), MOST, 1) == pytest.approx(TRUE, abs=1e-9)
+    assert expectation(by_critic(rule, exact_value(MOST), 0.0), MOST, 1) == pytest.approx(TRUE, abs=1e-9)
+    assert abs(expectation(by_critic(rule, guess, 0.0), MOST, 1) - TRUE) > 0.05
+
+
+def test_the_simplest_case_by_hand():
+    """Stop with probability 1 - p or take one more turn that pays c: the gradient is p (1 - p) c."""
+    plain = true_gradient(2) - true_gradient(2, outcome_only=True)
+    assert plain == pytest.approx(GO_ON * (1 - GO_ON) * PAY)
