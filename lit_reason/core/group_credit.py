@@ -27,7 +27,7 @@ def by_group(rollouts: Sequence[Trajectory], rule: Rule, config: CreditConfig, m
     every token the reward-to-go of its own against that of the others from the same token on.
 
     Args:
-        rollouts: all of a round on this process; those that failed are in no group.
+        rollouts: all of a round on this process; those that failed or sampled nothing are in no group.
         rule: from rewards of a group to advantages.
         config: settings of the rule.
         meter: takes the share of groups that teach nothing, as `dead_groups`.
@@ -38,7 +38,7 @@ def by_group(rollouts: Sequence[Trajectory], rule: Rule, config: CreditConfig, m
     found = [Credited(t, torch.zeros(len(t.ids), dtype=torch.float64)) for t in rollouts]
     groups = defaultdict(list)
     for i, t in enumerate(rollouts):
-        if not t.failure:
+        if not t.failure and t.sampled:
             groups[t.prompt].append(i)
     for members in groups.values():
         steps = [_steps(rollouts[i]) for i in members]

@@ -46,6 +46,10 @@ class CreditConfig:
     leave_one_out: bool = True
     eps: float = 1e-4
 
+    def __post_init__(self) -> None:
+        if self.rule == "reinforce_pp" and self.scale == "group":
+            raise UserError("credit.rule reinforce_pp compares with the whole batch: set credit.scale to batch")
+
 
 def traj_or(rewards: GroupRewards, config: CreditConfig) -> Tensor:
     """GRPO on the outcome alone: every turn gets the group-normalised outcome (GRPO-OR).
@@ -170,12 +174,7 @@ def reinforce_pp(rewards: GroupRewards, config: CreditConfig) -> Tensor:
 
     Returns:
         `float64 [G, K]`, 0 after a rollout's last turn.
-
-    Raises:
-        UserError: `scale` is `group`: returns would lack their baseline.
     """
-    if config.scale == "group":
-        raise UserError("credit.rule reinforce_pp compares with the whole batch: set credit.scale to batch")
     return to_go(rewards.due_GK, config.gamma) * rewards.alive_GK
 
 

@@ -84,3 +84,9 @@ def test_token_rewards_survive_the_ledger(tmp_path):
     given = [rollout([1.0, 0.5]), dataclasses.replace(rollout([0.1]), token_rewards=[])]
     write_ledger(tmp_path / "rollouts.jsonl", given)
     assert list(read_ledger(tmp_path / "rollouts.jsonl")) == given
+
+
+def test_a_rollout_that_sampled_nothing_is_no_ones_baseline():
+    with_it, _ = advantages([rollout([1.0]), rollout([3.0]), rollout([])])
+    without, _ = advantages([rollout([1.0]), rollout([3.0])])
+    assert with_it[:2] == without and with_it[2] == [0]

@@ -127,3 +127,19 @@ def test_a_constant_on_every_outcome_changes_nothing_where_the_group_is_the_base
 def test_rewards_that_cannot_be_used_are_refused(turns, outcomes, says):
     with pytest.raises(UserError, match=says):
         GroupRewards.of(turns, outcomes)
+
+
+@pytest.mark.parametrize("name", ["traj_mr", "traj_or", "rloo", "turn_rtg", "flat_content"])
+def test_a_rollout_counts_once_however_many_turns_it_took(name):
+    """Samples of single turns, thrown into one group, would let long rollouts set the baseline."""
+    short = GroupRewards.of([[1.0], [0.5], [0.25]], [0.0, 1.0, 0.0])
+    longer = GroupRewards.of([[1.0], [0.0, 0.0, 0.0, 0.5], [0.25]], [0.0, 1.0, 0.0])
+    for i in (0, 2):
+        torch.testing.assert_close(RULES[name](longer, PLAIN)[i, 0], RULES[name](short, PLAIN)[i, 0])
+
+
+def test_a_group_of_one_and_a_group_without_spread_give_numbers():
+    for name in RULES:
+        config = CreditConfig(scale="group")
+        for rewards in (GroupRewards.of([[0.3, 0.1]], [1.0]), GroupRewards.of([[0.3]] * 4, [1.0] * 4)):
+            assert RULES[name](rewards, config).isfinite().all(), name

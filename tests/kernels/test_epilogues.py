@@ -28,6 +28,7 @@ CLOSED_FORMS = {
     "unlikelihood": (epilogues.unlikelihood, LOGP.exp() / (1 - LOGP.exp()).clamp(min=1e-6)),
     "ppo_clip": (epilogues.ppo_clip(A, OLD), -A * R * active(0.2, 0.2)),
     "clip higher": (epilogues.ppo_clip(A, OLD, clip_low=0.15, clip_high=0.45), -A * R * active(0.15, 0.45)),
+    "k2": (epilogues.k2_kl(0.3, REF), 0.3 * (LOGP - REF)),
     "dual clip": (epilogues.ppo_clip(A, OLD, dual_clip=1.5), -A * R * active(0.2, 0.2, 1.5)),
     "on policy": (epilogues.ppo_clip(A), -A),
     "cispo": (epilogues.cispo(A, OLD, clip_high=0.3), -A * R.clamp(max=1.3)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,3 +143,42 @@ def test_the_return_whitened_over_the_batch(folder):
 def test_what_needs_a_critic_is_refused_without_one(folder):
     with pytest.raises(UserError, match="bootstrap asks a critic"):
         run(folder, "--model.policy.truncated=bootstrap")
+
+
+def test_validation_plays_as_many_tasks_as_there_are_whatever_a_round_has(folder):
+    done = run(
+        folder, "--data.batch_rows=2", "--data.val_count=5", "--trainer.val_check_interval=1",
+        "--trainer.check_val_every_n_epoch=null", "--trainer.num_sanity_val_steps=0",
+    )  # fmt: skip
+    log = read_metrics(run_folder(done.trainer) / "metrics.csv")
+    assert len(log.points("val/reward")) == 2 and {t.rollout for t in ledger(done)} == set(range(8))
+
+
+def test_coefficients_of_a_recipe_reach_the_advantages(folder):
+    """Released code took weights of turn and outcome rewards and did not use them."""
+    plain, doubled = (
+        run(folder, "--model.credit.rule=mt_grpo", "--model.credit.scale=none", "--trainer.max_steps=1",
+            f"--model.credit.turn_coef={c}")
+        for c in (1.0, 2.0)
+    )  # fmt: skip
+    one, two = plain.model._packs[0], doubled.model._packs[0]
+    rollouts = [t for t in ledger(plain)]
+    turn = torch.tensor([sum(t.turn_rewards) for t in rollouts])
+    gain = (turn - turn.view(-1, 8).mean(1).repeat_interleave(8))[torch.unique_consecutive(one.rollout)]
+    first = [int((one.rollout == r).nonzero()[0]) for r in range(64)]
+    lengths = sorted(range(64), key=lambda i: -len(rollouts[i].ids))  # the order in which rollouts are packed
+    torch.testing.assert_close((two.advantage - one.advantage)[first], gain[lengths], rtol=0, atol=1e-5)
+    assert gain.any()
+
+
+def test_the_rule_of_the_docs_trains(folder, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "regimes" / "grpo.md").read_text()
+    code = page.split("```python\n# my_rules.py\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 10
+    (tmp_path / "my_rules.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    done = run(folder, "--model.credit.rule=my_rules:halved", "--trainer.max_steps=1")
+    t, group = ledger(done)[0], ledger(done)[:8]
+    own = t.turn_rewards[0] - sum(g.turn_rewards[0] for g in group) / 8
+    wanted = own + 0.5 * (t.outcome - sum(g.outcome for g in group) / 8)
+    assert float(done.model._packs[0].advantage[0]) == pytest.approx(wanted, abs=1e-5)

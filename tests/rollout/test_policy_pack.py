@@ -93,3 +93,10 @@ def test_loads_are_even():
 def test_a_rollout_of_weight_zero_is_seen_but_not_trained():
     (pack,) = policy_packs(credited((1.0, 0.0, 1.0)), 1, norm=1.0)
     assert pack.ids.numel() == 16 and 12 not in pack.targets.tolist()
+
+
+def test_numbers_on_tokens_that_were_not_sampled_never_reach_the_loss():
+    blank = [torch.tensor([float("nan") if k == N else 1.0 for k in t.turn_id]) for t in ROLLOUTS]
+    rollouts = [Credited(t, b, value_T=2 * b) for t, b in zip(ROLLOUTS, blank, strict=True)]
+    (pack,) = policy_packs(rollouts, 1, norm=1.0)
+    assert pack.advantage.tolist() == [1.0] * 10 and pack.value.tolist() == [2.0] * 10
