@@ -36,6 +36,7 @@ SCANNED = (
     "lit_reason.callbacks",
     "lit_reason.data.datamodule",
     "lit_reason.data.text.datamodule",
+    "lit_reason.data.unlearning.datamodule",
     "lit_reason.envs",
 )
 HANDED_OVER = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from lit_reason.errors import UserError
+from lit_reason.kernels.divergence import DivergenceOut, linear_divergence
 from lit_reason.kernels.head_loss import HeadOut, linear_token_loss
 from lit_reason.kernels.token_logprobs import TokenStats, token_logprobs
 
@@ -98,6 +99,23 @@ class LossHead(nn.Module):
         """
         return self._run(token_logprobs, hidden, targets, temperature=temperature, **options)
 
+    def divergence(
+        self, hidden: Tensor, hidden_ref: Tensor, token_weight: Tensor, *, kind: str, reference: LossHead | None = None
+    ) -> DivergenceOut:
+        """Divergence from a reference policy, summed over rows, without logits of `[S, V]`.
+
+        Args:
+            hidden: last hidden states, [S, D].
+            hidden_ref: those of the reference, [S, D].
+            token_weight: weight of each row, [S].
+            kind: of `linear_divergence`: `fkl` is KL(reference, policy), `rkl` KL(policy, reference).
+            reference: the reference's head; None where it is this one without its adapter.
+        """
+        other = None if reference is None or reference is self else (reference.weight, reference.layer.bias)
+        return self._run(
+            _divergence, hidden, token_weight, temperature=1.0, hidden_ref_SD=hidden_ref, other=other, kind=kind
+        )
+
     def _run(self, op: Callable[..., Any], hidden: Tensor, *args: Tensor, temperature: float, **options: Any) -> Any:
         # With a softcap the scale would belong inside it, not in the temperature; no model does both.
         options = {"temperature": temperature / self.scale, "softcap": self.softcap, **options}
@@ -115,6 +133,25 @@ def _logits_or_op(
     if ref is not None:
         options["hidden_ref_SD"] = ref
     return op(hidden, weight, *args, bias=bias, **options)
+
+
+def _divergence(
+    hidden: Tensor,
+    weight: Tensor,
+    token_weight: Tensor,
+    *,
+    bias: Tensor | None,
+    hidden_ref_SD: Tensor,
+    other: tuple[Tensor, Tensor | None] | None,
+    softcap: float | None,
+    **options: Any,
+) -> DivergenceOut:
+    weight_ref, bias_ref = (weight, bias) if other is None else other
+    if other is not None:
+        hidden_ref_SD = hidden_ref_SD[:, : weight_ref.shape[1]]  # without the zeros beside an adapter's columns
+    caps = {"softcap_s": softcap, "softcap_t": softcap}
+    teacher = (hidden_ref_SD.detach(), weight_ref.detach())
+    return linear_divergence(hidden, weight, *teacher, token_weight, bias_s=bias, bias_t=bias_ref, **caps, **options)
 
 
 def _with_adapter(

@@ -5,7 +5,7 @@ Shapes: T packed tokens, N documents, S supervised rows, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -16,7 +16,13 @@ from transformers import PreTrainedModel
 
 from lit_reason.errors import UserError
 from lit_reason.kernels.head_loss import HeadOut
-from lit_reason.models.adapters import add_adapter, checkpoint_activations, compile_layers, quantization
+from lit_reason.models.adapters import (
+    add_adapter,
+    checkpoint_activations,
+    compile_layers,
+    decoder_layers,
+    quantization,
+)
 from lit_reason.models.attention import packed_rows, packing_arguments, set_attention
 from lit_reason.models.config import ModelConfig
 from lit_reason.models.head import LossHead, check_head
@@ -99,6 +105,29 @@ class LanguageModel(nn.Module):
         return self.hf.get_base_model() if hasattr(self.hf, "peft_config") else self.hf  # type: ignore
 
     @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers, in order."""
+        return decoder_layers(self.base)
+
+    def train_layers(self, chosen: Iterable[int], last: int | None = None) -> None:
+        """Freeze everything but what is trained of some decoder layers.
+
+        Args:
+            chosen: their numbers, from 0.
+            last: the last layer that the loss depends on; None for all of them.
+
+        Raises:
+            UserError: there is no such layer, or nothing is left to train.
+        """
+        layers, numbers = self.layers, list(chosen)
+        most = len(layers) - 1 if last is None else min(last, len(layers) - 1)
+        kept = {id(p) for i in numbers if 0 <= i <= most for p in layers[i].parameters() if p.requires_grad}
+        if not kept or not all(0 <= i <= most for i in numbers):
+            raise UserError(f"model.layers is {numbers}: choose at least one of the layers 0 to {most} that is trained")
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in kept)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.head.weight.device
@@ -162,15 +191,20 @@ class LanguageModel(nn.Module):
         return self.head(hidden_TD[index_S], targets_S, weights_S)
 
     @contextmanager
-    def as_reference(self) -> Iterator[LanguageModel]:
+    def as_reference(self, copy: bool | None = None) -> Iterator[LanguageModel]:
         """The model as it was before training, in eval mode, for as long as the context lasts.
 
-        With an adapter that is the model without it. Otherwise a frozen copy is read once, from where the model came.
+        Args:
+            copy: take a frozen copy, read once from where the model came. False takes the model without its adapter;
+                None does that where there is an adapter.
 
         Raises:
-            UserError: the model began with random weights that only this run knew.
+            UserError: the model began with random weights that only this run knew, or has no adapter to leave out.
         """
-        if hasattr(self.hf, "peft_config"):
+        adapted = hasattr(self.hf, "peft_config")
+        if copy is False and not adapted:
+            raise UserError("a reference without the adapter needs lm.adapter; without one, take a copy")
+        if adapted and not copy:
             training = self.training
             with self.hf.disable_adapter():  # type: ignore[operator]
                 try:
@@ -181,8 +215,8 @@ class LanguageModel(nn.Module):
         if self._reference is None:
             if self.config.path is None:
                 raise UserError("a reference needs lm.path or lm.adapter: this model began with random weights")
-            copy = type(self).load(self.config).requires_grad_(False).eval()
-            self._reference = (copy.to(self.device),)
+            frozen = type(self).load(self.config).requires_grad_(False).eval()
+            self._reference = (frozen.to(self.device),)
         yield self._reference[0]
 
     def drop_reference(self) -> None:

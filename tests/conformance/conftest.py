@@ -24,6 +24,7 @@ def smoke_folder(tmp_path_factory) -> Path:
     config = chain.ChainConfig()
     write_student(folder / "base", chain.words(config))
     write_problems(folder / "data/train.jsonl", partial(chain.record, config, 0, held_out=False), 60)
+    write_problems(folder / "data/heldout.jsonl", partial(chain.record, config, 0, held_out=True), 24)
     return folder
 
 

@@ -1,0 +1,1 @@
+"""Unlearning: take some rows out of what a model remembers, and keep the others"""
