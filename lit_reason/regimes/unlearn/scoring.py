@@ -119,7 +119,7 @@ class Scorer(nn.Module):
             {name: written[name] for name in self.data.groups if name in written},
             attack,
             accuracy if mmlu is None else mmlu,
-            "MMLU" if mmlu is not None else f"{questions} questions of data.utility; the benchmark's is MMLU",
+            "MMLU" if mmlu is not None else f"{questions} questions, not MMLU" if questions else "",
             self.broken.compute() if self.generated else {},
             self.generated,
         )
@@ -167,6 +167,10 @@ class ScoredRegime(Regime):
                 self._generate(scorer)
         self._log(scorer.scores(), scorer.figures(), "val")
         self.scorer = None
+
+    def on_test_start(self) -> None:
+        """Leave the table to `UnlearningScores`, which says more than the trainer's."""
+        self.trainer.test_loop.verbose = False
 
     def on_test_epoch_end(self) -> None:
         """Generate, print the table, and write `unlearning.json` into the run folder."""
