@@ -37,6 +37,8 @@ OPTIONAL = (
     ("math-verify", "eval", "checking boxed mathematical answers"),
     ("bm25s", "search", "environments that search a corpus"),
     ("reasoning-gym", "reasoning-gym", "its tasks as environments"),
+    ("rouge-score", "unlearn", "ROUGE-L recall of the unlearning scores"),
+    ("lm-eval", "mmlu", "utility by MMLU"),
     ("tensorboard", "track", "TensorBoard logger"),
     ("wandb", "track", "Weights & Biases logger"),
     ("shtab", "completion", "the parser's own shell completion"),
