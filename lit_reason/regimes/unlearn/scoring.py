@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
@@ -17,7 +18,7 @@ from lit_reason.core.run_folder import run_folder
 from lit_reason.data.prompts import EvalPrompt
 from lit_reason.data.reading.row_files import complete_or_absent
 from lit_reason.data.token_row import Segment
-from lit_reason.data.unlearning.datamodule import UnlearnData
+from lit_reason.data.unlearning.datamodule import UnlearnData, packs_of
 from lit_reason.data.unlearning.pairs import RolePack
 from lit_reason.data.unlearning.rows import Role
 from lit_reason.losses.preference import sequence_sums
@@ -190,20 +191,24 @@ class ScoredRegime(Regime):
         self.scorer = None
 
     @torch.no_grad()
-    def rescore(self, *, generate: bool = False) -> tuple[UnlearningScores, dict[str, float]]:
-        """Score the present weights outside of the trainer's own loops.
+    def rescore(
+        self, *, generate: bool = False, numbers: Sequence[int] | None = None
+    ) -> tuple[UnlearningScores, dict[str, float]]:
+        """Score the present weights outside of the trainer's own loops. Every process scores all rows.
 
         Args:
             generate: by generated answers; otherwise token by token.
+            numbers: of the rows in `data.store`; None takes all that a test scores.
 
         Returns:
             The scores, and the mean loss of each set.
         """
-        scorer, training = Scorer(self._data).to(self.device), self.lm.training
+        scorer, training, store = Scorer(self._data).to(self.device), self.lm.training, self._data.store
+        chosen = np.flatnonzero(store.roles != Role.REFUSAL).tolist() if numbers is None else numbers
         self.lm.eval()
         try:
             with self._arithmetic():
-                for pack in self._data.val_dataloader():
+                for _, pack in packs_of(store, chosen, self._data.score_tokens):
                     self._add(scorer, pack.to(self.device))
             if generate:
                 self._generate(scorer)
