@@ -38,6 +38,8 @@ SCANNED = (
     "lit_reason.data.text.datamodule",
     "lit_reason.data.unlearning.datamodule",
     "lit_reason.envs",
+    "lit_reason.rewards.classifier",
+    "lit_reason.rewards.planted",
 )
 HANDED_OVER = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
 CHECKPOINT_WORDS = ("best", "last", "hpc")

@@ -24,7 +24,10 @@ class PlantedReward(SequenceReward):
             raise UserError(f"PlantedReward.vocabulary is {vocabulary}; it must be at least 1")
         generator = torch.Generator().manual_seed(seed)
         self.token_V = torch.randn(vocabulary, generator=generator, dtype=torch.float64)
-        self.pair_VV = pairs * torch.randn((vocabulary, vocabulary), generator=generator, dtype=torch.float64)
+        self.pair_VV = torch.zeros((1, 1), dtype=torch.float64)
+        if pairs:
+            self.pair_VV = pairs * torch.randn((vocabulary, vocabulary), generator=generator, dtype=torch.float64)
+        self.pairs = pairs
         self.skip, self.version = skip, f"planted {vocabulary} {pairs} {skip} {seed}"
 
     def __call__(self, ids_NL: Tensor, seen_NL: Tensor) -> Tensor:
@@ -32,6 +35,8 @@ class PlantedReward(SequenceReward):
         ids_NL, seen_NL = ids_NL[:, self.skip :], seen_NL[:, self.skip :]
         if len(ids_NL) and ids_NL.numel() and int(ids_NL.max()) >= len(self.token_V):
             raise UserError(f"PlantedReward.vocabulary is {len(self.token_V)}; a response holds {int(ids_NL.max())}")
-        both = seen_NL[:, :-1] & seen_NL[:, 1:]
         tokens_N = (self.token_V[ids_NL] * seen_NL).sum(1)
+        if not self.pairs:
+            return tokens_N
+        both = seen_NL[:, :-1] & seen_NL[:, 1:]
         return tokens_N + (self.pair_VV[ids_NL[:, :-1], ids_NL[:, 1:]] * both).sum(1)

@@ -35,11 +35,12 @@ class SequenceReward(ABC):
             `float [N]`.
         """
 
-    def for_task(self, task: Mapping[str, Any]) -> SequenceReward:
+    def for_task(self, task: Mapping[str, Any], start: int) -> SequenceReward:
         """The reward of answers to one task; itself where the tokens say all.
 
         Args:
             task: row of the training data.
+            start: where the answer begins.
         """
         return self
 

@@ -1,0 +1,117 @@
+"""The outer problem's Gaussian process, by BoTorch (extra `shaping`), which is imported here alone.
+
+Shape letters: N evaluated points, K weights; the process sees the first K - 1 of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_reason.errors import UserError
+from lit_reason.regimes.shaping.simplex import on_simplex, sobol_points
+
+STARTS, CANDIDATES, DRAWS, STEPS = 4, 256, 64, 30
+LEAST_NOISE = 1e-4  # share of the variance of the values below which a noise is taken for 0 and does harm
+
+
+def propose(points_NK: Tensor, value_N: Tensor, variance_N: Tensor, seed: int) -> Tensor:
+    """The next point: where the noisy expected improvement is highest (qLogNoisyExpectedImprovement, arXiv 2310.20708).
+
+    Args:
+        points_NK: evaluated points, on the simplex.
+        value_N: what was observed there.
+        variance_N: variance of each observation.
+        seed: of the draws; the global random state is left alone.
+
+    Returns:
+        `float64 [K]` on the simplex.
+
+    Raises:
+        UserError: BoTorch is not installed.
+    """
+    with _botorch(seed):
+        from botorch.acquisition.logei import qLogNoisyExpectedImprovement
+        from botorch.optim import optimize_acqf
+        from botorch.sampling import SobolQMCNormalSampler
+
+        free = points_NK.shape[1] - 1
+        sampler = SobolQMCNormalSampler(torch.Size([DRAWS]), seed=seed)
+        improvement = qLogNoisyExpectedImprovement(
+            _process(points_NK, value_N, variance_N), points_NK[:, :-1], sampler=sampler, prune_baseline=True
+        )
+        candidates = sobol_points(CANDIDATES, free + 1, seed)[:, None, :-1]
+        with torch.no_grad():
+            best = improvement(candidates).topk(STARTS).indices
+        found, _ = optimize_acqf(
+            improvement,
+            bounds=torch.stack([torch.zeros(free), torch.ones(free)]).double(),
+            q=1,
+            num_restarts=STARTS,
+            batch_initial_conditions=candidates[best],
+            inequality_constraints=[(torch.arange(free), -torch.ones(free, dtype=torch.float64), -1.0)],
+            options={"maxiter": STEPS},
+        )
+        return on_simplex(found[0].detach())
+
+
+def posterior(
+    points_NK: Tensor, value_N: Tensor, variance_N: Tensor, at_MK: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the process.
+
+    Args:
+        points_NK: evaluated points.
+        value_N: what was observed there.
+        variance_N: variance of each observation.
+        at_MK: where to look; default: at the evaluated points.
+
+    Returns:
+        `float64 [M]` each.
+    """
+    with _botorch(0), torch.no_grad():
+        with torch.enable_grad():
+            process = _process(points_NK, value_N, variance_N)
+        found = process.posterior((points_NK if at_MK is None else at_MK)[:, :-1])
+        return found.mean[:, 0], found.variance[:, 0].clamp(min=0).sqrt()
+
+
+def _process(points_NK: Tensor, value_N: Tensor, variance_N: Tensor) -> Any:
+    """SingleTaskGP with a Matern-5/2 kernel, one length scale a coordinate, and the observed noise."""
+    from botorch.fit import fit_gpytorch_mll
+    from botorch.models import SingleTaskGP
+    from botorch.models.transforms import Standardize
+    from botorch.models.utils.gpytorch_modules import get_matern_kernel_with_gamma_prior
+    from gpytorch.mlls import ExactMarginalLogLikelihood
+
+    spread = float(value_N.var()) if len(value_N) > 1 else 0.0
+    noise_N = variance_N.clamp(min=max(LEAST_NOISE * spread, 1e-8))
+    process = SingleTaskGP(
+        points_NK[:, :-1],
+        value_N[:, None],
+        noise_N[:, None],
+        covar_module=get_matern_kernel_with_gamma_prior(points_NK.shape[1] - 1),
+        outcome_transform=Standardize(1),
+    )
+    fit_gpytorch_mll(ExactMarginalLogLikelihood(process.likelihood, process))
+    return process
+
+
+@contextlib.contextmanager
+def _botorch(seed: int) -> Iterator[None]:
+    """BoTorch without its warnings about small numbers, and with random numbers of its own."""
+    try:
+        import botorch  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "search.propose bayes needs the botorch package: pip install 'lit-reason[shaping]', or set propose: random"
+        ) from error
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        yield
