@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from lit_reason.core.metrics_log import MetricsLog
 
 ARMS = ("full", "epic")
+STYLED = 120  # labelled texts for smoke/steering
 ROWS, HELD_OUT = 12_800, 256
 QUICK_ROWS, QUICK_HELD_OUT = 640, 32
 MADE_HERE = {"data", "base", "cache", "report.html", *ARMS}
@@ -131,7 +133,7 @@ def prepare(out: Path, rows: int, held_out: int, seed: int) -> float:
     """Write the problems and the untrained student, and print one line about them.
 
     Args:
-        out: gets `data/train.jsonl`, `data/heldout.jsonl` and `base/`.
+        out: gets `data/train.jsonl`, `data/heldout.jsonl`, labelled texts in `data/styles.jsonl`, and `base/`.
         rows: problems to train on.
         held_out: problems to check on, with values that training never sees.
         seed: seed of problems and weights.
@@ -139,11 +141,14 @@ def prepare(out: Path, rows: int, held_out: int, seed: int) -> float:
     Returns:
         Accuracy of always guessing the most common answer.
     """
+    from lit_reason.tasks.chain import styled
     from lit_reason.tasks.generated import task_config, write_base, write_data
+    from lit_reason.tasks.problem_file import write_problems
 
     config = task_config("chain", {})
     write_base(out / "base", "chain", config, seed)
     write_data(out / "data", "chain", config, rows, held_out, seed)
+    write_problems(out / "data/styles.jsonl", partial(styled, config, seed), STYLED)
     print(f"Decode-and-chain: {rows:,} problems to train on, {held_out} held out; {rows // 16} steps an arm.\n")
     return config.chance
 

@@ -37,6 +37,7 @@ SCANNED = (
     "lit_reason.data.datamodule",
     "lit_reason.data.text.datamodule",
     "lit_reason.data.unlearning.datamodule",
+    "lit_reason.data.labelled.datamodule",
     "lit_reason.envs",
     "lit_reason.rewards.classifier",
     "lit_reason.rewards.planted",
@@ -299,6 +300,7 @@ _NOT_FOR_USERS = (
     ".*isinstance\\(treespec, LeafSpec\\).*",
     "Total length of `list` across ranks is zero.*",  # no validation rows
     ".*is_gradient_checkpointing. is deprecated.*",
+    ".*configure_optimizers. returned .None.*",  # a method that collects optimises nothing
     ".*does not have many workers.*",  # rows come from a memory map
 )
 

@@ -45,10 +45,13 @@ class Regime(LightningModule):
     Attributes:
         lm: the model, once Lightning has called `configure_model`.
         learns: the training figure by which one sees that the method learns, and which way it goes then.
+        collects: of a method that changes no weight and has no optimizer, the name of the file in the run folder that
+            its fit makes; None of one that trains.
     """
 
     lm: LanguageModel
     learns: ClassVar[tuple[str, Literal["falls", "rises"]]] = ("train/loss", "falls")
+    collects: ClassVar[str | None] = None
 
     def __init__(
         self,

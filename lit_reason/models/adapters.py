@@ -139,7 +139,8 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
         UserError: the architecture does not say which of its modules these are.
     """
     kinds = set(getattr(model, "_no_split_modules", None) or ())
-    layers = [module for module in model.modules() if type(module).__name__ in kinds]
+    # A sharded layer's class is made of the layer's own.
+    layers = [m for m in model.modules() if kinds & {cls.__name__ for cls in type(m).__mro__}]
     if not layers:
         raise UserError(f"{type(model).__name__} does not name its decoder layers; set compile: false")
     return layers

@@ -206,6 +206,21 @@ def record(config: ChainConfig, seed: int, index: int, *, held_out: bool) -> dic
     }
 
 
+def styled(config: ChainConfig, seed: int, index: int) -> dict[str, Any]:
+    """A trace as a labelled text: `wandering` as it is, or `direct` without its exploration.
+
+    Args:
+        config: size of the problems.
+        seed: seed of the set.
+        index: number in the set; even ones are direct.
+    """
+    rng = random.Random(f"chain/{seed}/styled/{index}")
+    steps = thoughts(config, draw(config, rng, held_out=False), rng)
+    label = "wandering" if index % 2 else "direct"
+    kept = [step for step in steps if label == "wandering" or step.startswith(("decode", "so"))]
+    return {"text": "\n\n".join(kept), "label": label}
+
+
 def words(config: ChainConfig) -> list[str]:
     """Every token text that can stand in a problem or its trace; blanks belong to the word behind them."""
     symbols = [f" {s}" for s in config.letters]

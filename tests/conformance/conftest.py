@@ -25,6 +25,7 @@ def smoke_folder(tmp_path_factory) -> Path:
     write_student(folder / "base", chain.words(config))
     write_problems(folder / "data/train.jsonl", partial(chain.record, config, 0, held_out=False), 60)
     write_problems(folder / "data/heldout.jsonl", partial(chain.record, config, 0, held_out=True), 24)
+    write_problems(folder / "data/styles.jsonl", partial(chain.styled, config, 0), 120)
     return folder
 
 

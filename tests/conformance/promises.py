@@ -3,6 +3,9 @@
 Each check is a function of a `Case` marked with `@promise`. They run the recipe as a user would, through the command
 line's own classes, in this process. `whole`, `adapted` and `short` are runs that several checks share.
 
+A method that changes no weight says so: `Regime.collects` names the file that its fit makes. It is held to the same
+promises, with the file where others have weights: none may change, and the file must be the same however it was made.
+
 Nothing is assumed of data or loss but this: `train/loss` is logged, the data module takes `batch_rows`, whatever a
 row is to it, and a checkpoint may be made. What a method cannot do (take an adapter, accumulate micro-batches) it
 refuses with a UserError that names the setting; a silent difference breaks the promise.
@@ -28,6 +31,7 @@ import torch
 import yaml
 from dist import two_ranks
 from lightning.pytorch import Callback, LightningModule
+from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -96,6 +100,11 @@ class Run:
 
     def weights(self) -> dict[str, torch.nn.Parameter]:
         return dict(self.cli.model.named_parameters())
+
+    def collected(self) -> dict[str, torch.Tensor]:
+        """What a method that collects has found; empty of one that trains."""
+        name = self.cli.model.collects
+        return load_file(self.folder / name) if name else {}
 
     def changed(self) -> set[str]:
         """Names of the weights that are not what they were."""
@@ -175,7 +184,12 @@ def adapted(case: Case) -> Run | None:
 @functools.cache
 def short(case: Case) -> Run:
     """The first steps of the recipe with settings of one's own."""
-    return run(case, f"--trainer.max_steps={GOLDEN_STEPS}", "--model.optim.lr=0.005", "--seed_everything=7")
+    return run(case, f"--trainer.max_steps={GOLDEN_STEPS}", *own_rate(case), "--seed_everything=7")
+
+
+def own_rate(case: Case) -> list[str]:
+    """A learning rate other than the recipe's, where there is one."""
+    return [] if case.regime.collects else ["--model.optim.lr=0.005"]
 
 
 def promise(check: Callable[[Case], None]) -> Callable[[Case], None]:
@@ -184,10 +198,13 @@ def promise(check: Callable[[Case], None]) -> Callable[[Case], None]:
 
 
 def learnt(case: Case, done: Run, share: float) -> bool:
-    """Whether the last values of the regime's figure are below this share of the first, or have risen."""
-    figures = done.progress
-    last = sum(figures[-4:]) / 4
-    return last < share * figures[0] if case.regime.learns[1] == "falls" else last > sum(figures[:4]) / 4
+    """Whether the last values of the regime's figure are below this share of the first, or have risen.
+
+    A method that collects knows nothing before its end, and has one value then.
+    """
+    figures, few = done.progress, 1 if case.regime.collects else 4
+    last = sum(figures[-few:]) / few
+    return last < share * figures[0] if case.regime.learns[1] == "falls" else last > sum(figures[:few]) / few
 
 
 # ---- training ----
@@ -204,6 +221,10 @@ def fits_and_learns(case: Case) -> None:
 def full_training_changes_every_trained_weight_and_no_other(case: Case) -> None:
     done = whole(case)
     trained = {name for name, weight in done.weights().items() if weight.requires_grad}
+    if case.regime.collects:
+        assert done.changed() == set() and not any(name.startswith("lm.") for name in trained)
+        assert done.collected() and all(t.isfinite().all() for t in done.collected().values())
+        return
     assert trained and done.changed() == trained
 
 
@@ -213,6 +234,9 @@ def an_adapter_trains_alone(case: Case) -> None:
     if done is None:
         return  # refused, naming the setting
     assert learnt(case, done, 0.85), (case.regime.learns, done.progress)
+    if case.regime.collects:
+        assert any("lora_" in name for name in done.weights()) and not done.changed()
+        return
     model = {name for name in done.weights() if name.startswith("lm.")}
     adapter = {name for name in model if "lora_" in name}
     assert adapter and adapter == {name for name in model if done.weights()[name].requires_grad}
@@ -231,6 +255,7 @@ def micro_batches_equal_one_batch(case: Case) -> None:
     assert len(once.gradients) == len(four.gradients) == 2
     for a, b in zip(once.gradients[0], four.gradients[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(once.collected(), four.collected(), rtol=1e-3, atol=1e-4)
 
 
 def batch_rows(case: Case) -> int:
@@ -240,24 +265,28 @@ def batch_rows(case: Case) -> int:
     return rows
 
 
-def in_two_processes(case: Case, options: list[str], strategies: tuple[str, ...]) -> dict[str, list[float]]:
-    """One process's part: `train/loss` by strategy; empty but on the first rank, which alone writes them."""
+def in_two_processes(
+    case: Case, options: list[str], strategies: tuple[str, ...]
+) -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
+    """One process's part: by strategy `train/loss` and the file; empty but on the first rank, which writes them."""
     found = {}
     for strategy in strategies:
         spread = ["--trainer.devices=2", f"--trainer.strategy={strategy}", "--trainer.enable_checkpointing=false"]
-        found[strategy] = run(case, *options, *spread).curve
+        done = run(case, *options, *spread)
+        found[strategy] = done.curve, done.collected() if done.curve else {}
     return found
 
 
 def two_processes_equal_one(case: Case, folder: Path) -> None:
     """Not in `PROMISES`, for it costs more than they do: a step of one process, and half of its rows in each of two."""
     rows, options = batch_rows(case), [PLAIN, "--trainer.max_steps=3"]
-    alone = run(case, *options, f"--data.batch_rows={rows}").curve
+    alone = run(case, *options, f"--data.batch_rows={rows}")
     halves = [*options, f"--data.batch_rows={rows // 2}"]
     first, second = two_ranks.run(in_two_processes, folder, case, halves, ("ddp", "fsdp2"))
-    assert len(alone) == 3 and len(first) == 2
-    for strategy, curve in first.items():
-        assert curve == pytest.approx(alone, rel=1e-4), strategy
+    assert len(alone.curve) == 3 and len(first) == 2
+    for strategy, (curve, collected) in first.items():
+        assert curve == pytest.approx(alone.curve, rel=1e-4), strategy
+        torch.testing.assert_close(collected, alone.collected(), rtol=1e-3, atol=1e-4)
 
 
 # ---- repeating ----
@@ -270,11 +299,12 @@ def the_saved_config_repeats_the_run_bit_for_bit(case: Case) -> None:
     again = run(case, config=done.folder / "config.yaml")
     assert again.folder != done.folder
     assert again.losses == done.losses and len(again.losses) == GOLDEN_STEPS
+    torch.testing.assert_close(again.collected(), done.collected(), rtol=0, atol=0)
 
 
 @promise
 def another_seed_gives_other_losses(case: Case) -> None:
-    other = run(case, "--trainer.max_steps=2", "--model.optim.lr=0.005", "--seed_everything=8")
+    other = run(case, "--trainer.max_steps=2", *own_rate(case), "--seed_everything=8")
     assert short(case).curve[:2] != other.curve, "a seed that changes nothing: is nothing random in this recipe?"
 
 
@@ -287,6 +317,7 @@ def a_resume_within_an_epoch_is_bit_equal(case: Case) -> None:
     assert rest.losses == {step: loss for step, loss in done.losses.items() if step >= SAVED_STEP}
     for name, weight in rest.weights().items():
         assert torch.equal(weight, done.weights()[name]), name
+    torch.testing.assert_close(rest.collected(), done.collected(), rtol=0, atol=0)
 
 
 def golden_losses(case: Case) -> list[float]:
@@ -342,7 +373,8 @@ def own_settings(case: Case) -> Iterator[str]:
 
 @promise
 def a_misspelt_key_gives_the_nearest_match(case: Case) -> None:
-    for setting in ["optim", "optim.schedule", *(s for s in own_settings(case) if len(s.rpartition(".")[2]) > 3)]:
+    of_all = [] if case.regime.collects else ["optim", "optim.schedule"]
+    for setting in ["lm.attention", *of_all, *(s for s in own_settings(case) if len(s.rpartition(".")[2]) > 3)]:
         *above, key = setting.split(".")
         recipe = yaml.safe_load(case.recipe.read_text())
         node = recipe["model"]["init_args"]

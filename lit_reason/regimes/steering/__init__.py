@@ -1,0 +1,1 @@
+"""Steering: directions found in labelled texts, added while the model generates."""

@@ -1,0 +1,130 @@
+"""What a fit collects: features of the texts it has read, on all processes, and the directions found in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_reason.core.ranks import from_all_ranks
+from lit_reason.core.run_folder import run_folder
+from lit_reason.data.labelled.datamodule import LabelledData, LabelledPack
+from lit_reason.errors import UserError
+from lit_reason.kernels.head_loss import HeadOut
+from lit_reason.steering.bank import FeatureBank, Features
+from lit_reason.steering.collect import collected, contrast_states, segment_features, stacked
+from lit_reason.steering.config import DirectionConfig
+from lit_reason.steering.direction_file import Directions, export_gguf, model_facts, save_directions
+from lit_reason.steering.finder import solve
+
+
+class Collection:
+    """Features in bounded memory, and which texts were too short to give any.
+
+    Args:
+        config: how directions are found.
+        seed: of draws.
+    """
+
+    def __init__(self, config: DirectionConfig, seed: int) -> None:
+        self.config, self.bank = config, FeatureBank(config.cap, seed)
+        self.short: set[int] = set()
+
+    @torch.no_grad()
+    def read(self, lm: Any, batch: LabelledPack, layers: Sequence[int]) -> tuple[HeadOut, Features]:
+        """Run the model over some texts.
+
+        Args:
+            lm: the language model; dropout is off while it reads, for it would blur the states.
+            batch: the texts.
+            layers: whose outputs become features.
+
+        Returns:
+            The texts' likelihood, and the labelled features; a stand-in gives none.
+        """
+        pack, config = batch.pack, self.config
+        lm.eval()
+        with collected(lm.base, layers) as states:
+            hidden = lm.hidden(pack.ids, pack.positions, pack.cu_seqlens)
+            out = lm.head(hidden[pack.index], pack.targets, pack.target_weight)
+        cut = segment_features(stacked(states, layers), pack.lengths, config.segment, config.first, config.length)
+        self.short |= {int(batch.numbers[i]) for i in cut.short}
+        labels, numbers = batch.labels.cpu()[cut.text_N], batch.numbers.cpu()[cut.text_N]
+        kept = labels >= 0
+        return out, Features(
+            cut.features_NLF[kept],
+            cut.norms_NL[kept],
+            labels[kept].numpy(),
+            numbers[kept].numpy(),
+            cut.place_N[kept].numpy(),
+        )
+
+    def state(self) -> list[dict[str, Tensor]]:
+        """What every process has collected. All processes call this together."""
+        return [state for state in from_all_ranks(self.bank.state()) if state]
+
+    def find(self, lm: Any, tokenizer: Any, data: LabelledData, layers: Sequence[int]) -> Directions:
+        """The directions in all that was collected. All processes call this together, and get the same.
+
+        Args:
+            lm: the language model.
+            tokenizer: its tokenizer.
+            data: knows classes and pairs.
+            layers: as they were read.
+
+        Raises:
+            UserError: nothing was collected, or too little.
+        """
+        self.bank.merge(self.state())
+        short = set().union(*from_all_ranks(self.short))
+        if not self.bank and not short:
+            raise UserError("there are no directions: give model.file, or ckpt_path with a checkpoint of a fit")
+        return solve(
+            self.bank,
+            layers,
+            data.classes,
+            self.config,
+            width=lm.base.config.get_text_config().hidden_size,
+            facts={
+                "model": model_facts(lm.base, lm.config.path),
+                "data_hash": data.history_hash,
+                "short_texts": len(short),
+            },
+            pair_of=data.pair_of,
+            contrasts=contrast_states(lm, tokenizer, self.config.contrast, layers, data.classes),
+        )
+
+
+def fit_figures(found: Directions) -> dict[str, float]:
+    """What the log gets when the texts are read: the probe out of fold, the layer, and what each direction kept.
+
+    Args:
+        found: the directions.
+    """
+    facts = found.facts
+    figures = {
+        "probe_loss": facts["probe_loss_by_layer"][str(found.layer)],
+        "probe_accuracy": facts["probe_accuracy"],
+        "layer": float(found.layer),
+        "short_texts": float(facts["short_texts"]),
+    }
+    figures |= {f"kept_{name}": float(counts["selected"]) for name, counts in facts["counts"].items()}
+    figures |= {f"cosine_{pair.replace(' ', '_')}": cosine for pair, cosine in facts["cosines"].items()}
+    return {f"train/{name}": value for name, value in figures.items()}
+
+
+def write_directions(regime: Any, found: Directions, gguf: bool) -> None:
+    """Write the file to the run folder, on the first process.
+
+    Args:
+        regime: knows the trainer, and the file's name.
+        found: the directions.
+        gguf: write control vectors too.
+    """
+    folder = run_folder(regime.trainer)  # asks all processes
+    if regime.trainer.is_global_zero:
+        save_directions(found, folder / regime.collects)
+        if gguf:
+            export_gguf(found, folder)

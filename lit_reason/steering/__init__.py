@@ -1,0 +1,1 @@
+"""Directions in the residual stream: collected, found, saved, added."""
