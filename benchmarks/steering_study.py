@@ -42,11 +42,12 @@ LAYERS = [2, 6, 10, 14, 18, 22, 26]
 STRENGTHS = [0.15, 0.25, 0.35]
 WORSE = 2.0  # all methods are brought to this many times the perplexity of unsteered continuations
 TOKENS = 20
-TUNING = """He told me that | We should remember that | A long time ago | The first thing I noticed was | My friend says that
-| It turns out that | On Monday morning | What I really want is"""
-OPENINGS = """I think that | Once upon a time | The most important thing is | Yesterday, someone told me that | In my opinion,
-| Last week we | She opened the door and | There is a reason why | People often say that | When I was young, | Nobody knows
-| The best way to | It was a dark night and | If you ask me, | The new neighbour | After all these years,
+TUNING = """He told me that | We should remember that | A long time ago | The first thing I noticed was
+| My friend says that | It turns out that | On Monday morning | What I really want is"""
+OPENINGS = """I think that | Once upon a time | The most important thing is | Yesterday, someone told me that
+| In my opinion, | Last week we | She opened the door and | There is a reason why | People often say that
+| When I was young, | Nobody knows | The best way to | It was a dark night and | If you ask me,
+| The new neighbour | After all these years,
 | At the end of the day | Let me tell you about | One day, a man | Today I learned that"""
 
 

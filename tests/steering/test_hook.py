@@ -287,3 +287,29 @@ def test_a_model_in_half_precision_is_the_same_model(model):
     half = llama().to(torch.bfloat16)
     assert model_facts(half)["sketch"] != model_facts(model)["sketch"]
     SteeringHook(half, directions(model), STEER)
+
+
+FAMILIES = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "mistral": {"num_key_value_heads": 1, "head_dim": 16},
+    "gemma2": {"num_key_value_heads": 1, "head_dim": 16, "pad_token_id": None},
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_other_families(kind):
+    """Of the paper's models: padded and cached generation is as if alone and without a cache, and it is steered."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    fields = {"model_type": kind, "vocab_size": 40, "bos_token_id": None, "eos_token_id": None}
+    fields |= FAMILIES[kind] if kind == "gpt2" else sizes | FAMILIES[kind]
+    lm = LanguageModel.load(ModelConfig(config=fields, dtype="float32")).eval()
+    ids, mask = torch.tensor([[0, 0, 5, 9, 3], [1, 7, 2, 4, 8]]), torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    bare = greedy(lm.hf, ids, attention_mask=mask)
+    with SteeringHook(lm.base, directions(lm.base), STEER) as hook:
+        cached = greedy(lm.hf, ids, attention_mask=mask)
+        plain = greedy(lm.hf, ids, attention_mask=mask, use_cache=False)
+        alone = greedy(lm.hf, ids[:1, 2:])
+    assert hook.passes == 18
+    torch.testing.assert_close(torch.stack(cached.logits), torch.stack(plain.logits), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.stack(cached.logits)[:, 0], torch.stack(alone.logits)[:, 0], rtol=1e-4, atol=1e-5)
+    assert (cached.logits[0] - bare.logits[0]).abs().max() > 1e-3
