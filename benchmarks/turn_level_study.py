@@ -4,8 +4,9 @@
 
 The policy is a 0.1 M-parameter transformer, warm-started on noisy demonstrations. Every turn pays 0.7 for the right
 word plus a coin of 0 or 1 that no policy can influence; the outcome pays 1 if every turn was right. Each rule's rate is
-the best of `RATES` on `SWEEP_SEEDS`; the table is of `TEST_SEEDS`. A run ends when its success, over the last `WINDOW`
-rounds, reaches 90 %, or after `MOST_ROUNDS`. Every finished run is a line of OUT/runs.jsonl and is not repeated.
+the best of `RATES` on `SWEEP_SEEDS`, with a worse one on either side; the table is of `TEST_SEEDS`. A run ends when its
+success, over the last `WINDOW` rounds, reaches 90 %, or after `MOST_ROUNDS`. Every finished run is a line of
+OUT/runs.jsonl and is not repeated.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from benchmarks.record import record
 RULES = ("traj_mr", "mt_grpo_k", "turn_rtg", "flat_content", "traj_or", "gae")
 TASKS = {"K=6": 6, "K=2": 2, "K=4": 4, "K=6 chained": 6}  # in the order in which they are run
 MOST_ROUNDS = {2: 100, 4: 120, 6: 150}
-RATES = (1e-3, 3e-4, 3e-3)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+FIRST_RATES = (1e-3, 3e-4, 3e-3)  # tried always; further ones while the best of them is at an end
 SWEEP_SEEDS, TEST_SEEDS = (100,), (0, 1, 2, 3, 4)
 WINDOW, ROLLOUTS, GOAL = 5, 64, 0.9
 DEMONSTRATIONS, SHARE_RIGHT, WARM_STEPS = 600, 0.3, 120
@@ -80,7 +82,9 @@ def warm_start(folder: Path, turns: int) -> None:
 def options_of(run: Run, folder: Path) -> list[str]:
     """Options of `lit-reason fit` for a run, on top of the smoke recipes."""
     critic = run.rule == "gae"
-    rule = ["--model.critic.trunk=separate"] if critic else [f"--model.credit.rule={run.rule}"]
+    rule = (
+        ["--model.critic.trunk=separate", "--model.critic.lr=0.003"] if critic else [f"--model.credit.rule={run.rule}"]
+    )
     return [
         f"--config=smoke/{'ppo' if critic else 'grpo'}",
         f"--vars.folder={folder}",
@@ -184,24 +188,38 @@ class Study:
 
     def complete(self, task: str, rule: str) -> None:
         """Sweep the rate of a rule, then run the test seeds."""
-        lr = min(RATES, key=lambda lr: mean_rank([self.make(Run(task, rule, lr, seed)) for seed in SWEEP_SEEDS]))
+        tried = list(FIRST_RATES)
+        while True:
+            best = min(tried, key=lambda lr: mean_rank([self.make(Run(task, rule, lr, s)) for s in SWEEP_SEEDS]))
+            beyond = [lr for lr in neighbours(best) if lr not in tried]
+            if not beyond:
+                break
+            tried += beyond
         for seed in TEST_SEEDS:
-            self.make(Run(task, rule, lr, seed))
+            self.make(Run(task, rule, best, seed))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The table: one row for each task and rule whose sweep is done."""
         for task, turns in TASKS.items():
             for rule in RULES:
                 swept = {lr: [self.done.get(Run(task, rule, lr, s)) for s in SWEEP_SEEDS] for lr in RATES}
-                if any(found is None for several in swept.values() for found in several):
+                swept = {lr: found for lr, found in swept.items() if None not in found}
+                if not set(FIRST_RATES) <= set(swept):
                     continue
-                lr = min(RATES, key=lambda lr: mean_rank(swept[lr]))
+                lr = min(swept, key=lambda lr: mean_rank(swept[lr]))
                 runs = {s: self.done[Run(task, rule, lr, s)] for s in TEST_SEEDS if Run(task, rule, lr, s) in self.done}
                 if runs:
                     rounds = {seed: found["rounds"] or MOST_ROUNDS[turns] for seed, found in runs.items()}
                     reached = sum(found["rounds"] is not None for found in runs.values())
                     final = statistics.fmean(found["final"] for found in runs.values())
-                    yield {"task": task, "rule": rule, "lr": lr, "rounds": rounds, "reached": reached, "final": final}
+                    row = {"task": task, "rule": rule, "lr": lr, "rounds": rounds, "reached": reached, "final": final}
+                    yield {**row, "swept": sorted(swept)}
+
+
+def neighbours(lr: float) -> list[float]:
+    """The rates beside one of `RATES`."""
+    at = RATES.index(lr)
+    return [RATES[i] for i in (at - 1, at + 1) if 0 <= i < len(RATES)]
 
 
 def mean_rank(runs: list[Any]) -> tuple[float, float]:
