@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from lit_reason.models.config import ModelConfig
 from lit_reason.models.critic import Critic
 from lit_reason.rollout.config import DialogueConfig, SamplingConfig
 from lit_reason.rollout.policy_pack import Credited, PolicyPack, over_rollouts
+from lit_reason.rollout.sampler import generating
 from lit_reason.rollout.trajectory import NOT_SAMPLED, Trajectory
 
 
@@ -99,7 +101,11 @@ class ActorCriticRegime(OnPolicyRegime):
             hidden = self.lm.hidden(moved.ids, moved.positions, moved.cu_seqlens)
             return self.critic(hidden, moved.ids, moved.positions, moved.cu_seqlens)
 
-        found = over_rollouts(rollouts, self.trainer.accumulate_grad_batches, score)
+        trunks = [self.lm] if self.critic.trunk is None else [self.lm, self.critic.trunk]
+        with ExitStack() as quiet:
+            for trunk in trunks:
+                quiet.enter_context(generating(trunk.hf))  # without dropout, as the sampler was
+            found = over_rollouts(rollouts, self.trainer.accumulate_grad_batches, score)
         return [functional.pad(value_T.double(), (1, 0)) for value_T in found]
 
     def _advantage(self, trajectory: Trajectory, value: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ from lit_reason.rollout.config import DialogueConfig, SamplingConfig
 from lit_reason.rollout.observations import ObservationEncoder
 from lit_reason.rollout.play import Player
 from lit_reason.rollout.policy_pack import Credited, PolicyPack, loss_weights, over_rollouts, policy_packs
+from lit_reason.rollout.sampler import generating
 from lit_reason.rollout.trajectory import NOT_SAMPLED, Trajectory, write_ledger
 
 UPDATE_FIGURES = ("loss", "ratio", "clipped", "kl", "entropy", "logprob_gap")
@@ -173,7 +174,8 @@ class OnPolicyRegime(Regime):
         credited = [dataclasses.replace(r, weight=w) for r, w in zip(self.credited(rollouts), weights, strict=True)]
         packs = policy_packs(credited, self.trainer.accumulate_grad_batches, norm)
         if c.importance != "none":
-            packs = [dataclasses.replace(p, start_logp=self._logp(self.lm, p.to(self.device)).cpu()) for p in packs]
+            with generating(self.lm.hf):  # without dropout, as the sampler was
+                packs = [dataclasses.replace(p, start_logp=self._logp(self.lm, p.to(self.device)).cpu()) for p in packs]
         if c.kl and c.kl_in == "loss":
             with self.reference() as reference:
                 packs = [dataclasses.replace(p, ref_logp=self._logp(reference, p.to(self.device))) for p in packs]

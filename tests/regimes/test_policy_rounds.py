@@ -120,6 +120,16 @@ def test_wrong_weights_in_the_sampler_raise_an_alarm_and_sound_ones_do_not(folde
     assert figure(broken, "logprob_gap")[0] > 0.25
 
 
+def test_the_trainers_own_probabilities_are_without_dropout(folder):
+    done = run(
+        folder, "--model.policy.importance=token", "--model.lm.overrides.attention_dropout=0.5",
+        "--trainer.max_steps=1",
+    )  # fmt: skip
+    pack = done.model._packs[0]
+    torch.testing.assert_close(pack.start_logp, pack.old_logp, rtol=0, atol=1e-5)
+    assert done.model.lm.training
+
+
 def test_the_return_whitened_over_the_batch(folder):
     """REINFORCE++: no groups; mean 0 and deviation 1 over all sampled tokens of sound rollouts."""
     options = ["--model.credit.rule=reinforce_pp", "--model.credit.scale=batch"]

@@ -118,6 +118,16 @@ def test_many_rollouts_are_scored_in_packs_with_the_values_of_one(folder, monkey
     assert len(passes) == 2 and sum(passes) == sum(len(t.ids) for t in rollouts)
 
 
+@pytest.mark.parametrize("trunk", ["shared", "separate"])
+def test_values_are_those_without_dropout(folder, trunk):
+    dropout = ["--model.lm.overrides.attention_dropout=0.5", f"--model.critic.trunk={trunk}"]
+    ppo = model(folder, *dropout)
+    torch.nn.init.normal_(ppo.critic.value.weight)
+    wanted = ppo.eval().credited([ROLLOUT])[0].value_T
+    assert torch.equal(ppo.train().credited([ROLLOUT])[0].value_T, wanted)
+    assert all(module.training for module in ppo.modules())
+
+
 def test_what_was_cut_off_is_worth_what_the_critic_expects_of_it(folder):
     ppo = model(folder, "--model.critic.whiten=false", "--model.policy.truncated=bootstrap", "--model.critic.gamma=0.5")
     torch.nn.init.normal_(ppo.critic.value.weight)
