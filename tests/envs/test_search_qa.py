@@ -64,6 +64,8 @@ def test_a_question_of_two_hops_step_by_step():
     system, question = env.reset(task, 0)
     assert system["role"] == "system" and "<search>" in system["content"]
     assert question == {"role": "user", "content": task["question"]}
+    asked = SearchQA(world=SMALL, syntax="tags", instructions="reasoning").reset(task, 0)[0]["content"]
+    assert asked.startswith(system["content"]) and "<reasoning>" in asked and "<reasoning>" not in system["content"]
     first = env.step(f"I wonder. <search>{task['queries'][0]}</search>")
     assert first.observation.startswith("<information> [1] ") and task["bridge"] in first.observation
     assert first.info["terms"] == {"executed": 0.2, "useful": 0.5}
@@ -188,9 +190,9 @@ def test_all_environments_of_a_run_share_one_index():
 
 
 def test_demonstrations_search_and_answer():
-    env = SearchQA(world=SMALL, syntax="tags", instructions=False)
-    rows = list(demonstrations(env, 100))
-    assert len(rows) > 80
+    env = SearchQA(world=SMALL, syntax="tags", instructions="none")
+    rows = list(demonstrations(env))
+    assert 0.8 * len(env.questions) < len(rows) < len(env.questions)
     for row in rows:
         roles = [m["role"] for m in row["messages"]]
         assert roles in (["user", "assistant"] * 2, ["user", "assistant"] * 3)

@@ -8,14 +8,13 @@ from typing import Any
 from lit_reason.envs.search.qa import SearchQA
 
 
-def demonstrations(env: SearchQA, count: int) -> Iterator[dict[str, Any]]:
-    """Rows in messages format, for questions 0 to `count - 1`.
+def demonstrations(env: SearchQA) -> Iterator[dict[str, Any]]:
+    """Rows in messages format, for all questions of a world; those whose passages are not found are left out.
 
     Args:
         env: speaks in tags; its limits are those of the dialogues.
-        count: questions to answer; those whose passages are not found are left out.
     """
-    for index in range(count):
+    for index in range(len(env.questions)):
         if row := demonstration(env, env.task(index, 0)):
             yield row
 

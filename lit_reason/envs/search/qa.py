@@ -34,7 +34,8 @@ class SearchQA(ToolDialogue):
         passages: most passages a search brings.
         passage_words: a longer passage is cut behind so many words.
         syntax: `tool` a JSON call, `tags` a pair of tags.
-        instructions: open with what may be written; without, with the question alone.
+        instructions: what stands before the question: `plain` says what may be written, `reasoning` asks for
+            `<reasoning>...</reasoning>` before it, `none` is nothing.
         rewards: what is paid for what.
         max_calls: a further search is refused as an error.
     """
@@ -47,7 +48,7 @@ class SearchQA(ToolDialogue):
         passages: int = 3,
         passage_words: int = 150,
         syntax: Literal["tool", "tags"] = "tool",
-        instructions: bool = True,
+        instructions: Literal["plain", "reasoning", "none"] = "plain",
         rewards: ToolRewards | None = None,
         max_calls: int = 4,
     ) -> None:
@@ -114,17 +115,19 @@ class SearchQA(ToolDialogue):
         self.answers, self.missing = accepted(task), {str(name) for name in task.get("gold", ())}
         self.by_text = not self.missing
         question = {"role": "user", "content": task["question"]}
-        return [self.instructions(), question] if self.told else [question]
+        return [question] if self.told == "none" else [self.instructions(), question]
 
     def instructions(self) -> Message:
         """The system message: how to search and how to answer."""
-        if not self.tags:
-            return super().instructions()
-        content = (
-            "Answer the question. To search, write <search>words to look for</search>; the best passages come back in "
-            f"<information></information>. You may search {self.max_calls} times. When you know the answer, write "
-            "<answer>...</answer>."
-        )
+        content = super().instructions()["content"]
+        if self.tags:
+            content = (
+                "Answer the question. To search, write <search>words to look for</search>; the best passages come back "
+                f"in <information></information>. You may search {self.max_calls} times. When you know the answer, "
+                "write <answer>...</answer>."
+            )
+        if self.told == "reasoning":
+            content += "\nBefore each call or answer think, inside <reasoning> ... </reasoning>."
         return {"role": "system", "content": content}
 
     def parse(self, text: str) -> Action:
