@@ -5,7 +5,6 @@ Each arm runs as `lit-reason fit --config demo/chain-ARM` would, in this process
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_reason.cli.command_parser import CommandParser
-from lit_reason.cli.runs import quiet, run_fit, torch_threads
+from lit_reason.cli.runs import clear_folder, quiet, run_fit, torch_threads
 from lit_reason.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def build_parser() -> CommandParser:
         "demo",
         "Train a tiny student twice on generated reasoning problems, on full traces and on traces that "
         "EPiC condensed to their edges, with the same seed and epochs; check held-out answers by generation; compare. "
-        "Two to four minutes on two CPU cores, offline.",
+        "Two to four minutes on two CPU cores, offline. Another one: `lit-reason demo search`.",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="folder for everything (default %(default)s)"
@@ -89,12 +88,16 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: the options are wrong, or `--out` is a folder with other things in it.
     """
+    if argv[:1] == ["search"]:
+        from lit_reason.cli.demo_search import main as search
+
+        return search(argv[1:])
     args = build_parser().parse_args(argv)
     rows = args.rows if args.rows is not None else QUICK_ROWS if args.quick else ROWS
     if rows < 16:
         raise UserError(f"demo: --rows is {rows}; give at least 16, one step's worth")
     out: Path = args.out
-    _clear(out)
+    clear_folder(out, MADE_HERE, keep={"cache"})
     print("Preparing ...", end="\r", flush=True)
     with quiet(), torch_threads(1):
         chance = prepare(out, rows, QUICK_HELD_OUT if args.quick else HELD_OUT, args.seed)
@@ -114,19 +117,6 @@ def main(argv: Sequence[str]) -> int:
         few = "" if rows >= ROWS else f": {rows} problems are too few, {ROWS} are enough"
         print(f"\nNot above chance: {', '.join(at_chance)}{few}")
     return int(bool(at_chance) and rows >= ROWS)
-
-
-def _clear(out: Path) -> None:
-    """Remove an earlier demo; never anything else."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"demo: --out {out} is a file; give a folder")
-    found = {item.name for item in out.iterdir()} if out.is_dir() else set()
-    if found - MADE_HERE or (found and not {"data", "base"} <= found):
-        stray = sorted(found - MADE_HERE) or sorted(found)
-        raise UserError(f"demo: --out {out} holds other things ({', '.join(stray[:3])}); give a new or empty folder")
-    for name in found - {"cache"}:
-        path = out / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def prepare(out: Path, rows: int, held_out: int, seed: int) -> float:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lit_reason.errors import UserError
 
 if TYPE_CHECKING:
     from lit_reason.cli.reason_cli import ReasonCLI
@@ -28,6 +32,28 @@ def arguments(recipe: str, options: Mapping[str, Any]) -> list[str]:
 def _text(value: Any) -> str:
     """A value as the command line reads it: text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def clear_folder(out: Path, made: Collection[str], keep: Collection[str] = ()) -> None:
+    """Remove what an earlier demo left in a folder; never anything else.
+
+    Args:
+        out: the folder.
+        made: names of what a demo leaves there.
+        keep: those of them that stay.
+
+    Raises:
+        UserError: it is a file, or holds other things.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"demo: --out {out} is a file; give a folder")
+    found = {item.name for item in out.iterdir()} if out.is_dir() else set()
+    if found - set(made) or (found and not {"data", "base"} <= found):
+        stray = sorted(found - set(made)) or sorted(found)
+        raise UserError(f"demo: --out {out} holds other things ({', '.join(stray[:3])}); give a new or empty folder")
+    for name in found - set(keep):
+        path = out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def run_fit(recipe: str, options: Mapping[str, Any], label: str, *, keep_bar: bool = True) -> ReasonCLI:

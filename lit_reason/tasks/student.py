@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,15 @@ class StudentConfig:
     mlp_width: int = 192
     context: int = 512
     init_std: float = 0.08
+
+
+def words_of(texts: Iterable[str]) -> list[str]:
+    """Every token text that some texts need, sorted.
+
+    Args:
+        texts: what the student will read and write.
+    """
+    return sorted({word for text in texts for word in re.findall(WORDS, text)})
 
 
 def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lit_reason.cli import demo, demo_page
 from lit_reason.cli.door import main as door
 from lit_reason.cli.recipes import locate
+from lit_reason.cli.runs import clear_folder
 from lit_reason.core.metrics_log import MetricsLog
 from lit_reason.errors import UserError
 
@@ -126,17 +127,17 @@ def test_another_demo_replaces_an_earlier_one_but_nothing_else(tiny, tmp_path):
     for name in ("data", "base", "cache", "full"):
         (out / name).mkdir(parents=True)
         (out / name / "file").write_text("x")
-    demo._clear(out)
+    clear_folder(out, demo.MADE_HERE, keep={"cache"})
     assert {item.name for item in out.iterdir()} == {"cache"}
     (out / "thesis.txt").write_text("x")
     with pytest.raises(UserError, match="thesis.txt"):
-        demo._clear(out)
+        clear_folder(out, demo.MADE_HERE, keep={"cache"})
     mine = tmp_path / "mine"
     (mine / "data").mkdir(parents=True)
     with pytest.raises(UserError, match="holds other things"):
-        demo._clear(mine)
+        clear_folder(mine, demo.MADE_HERE)
     assert (mine / "data").is_dir()
-    demo._clear(tmp_path / "new")
+    clear_folder(tmp_path / "new", demo.MADE_HERE)
 
 
 @pytest.mark.parametrize(
