@@ -18,7 +18,7 @@ from lit_reason.cli.command_parser import CommandParser
 from lit_reason.cli.recipes import locate
 from lit_reason.cli.runs import QUIET, arguments, clear_folder, quiet, run_fit, torch_threads
 
-ROWS, QUICK_ROWS, QUICK_STEPS = 3200, 160, 4
+ROWS, QUICK_ROWS, QUICK_STEPS = 4800, 160, 4
 MADE_HERE = {"data", "base", "warm", "grpo"}
 FIGURES = {"search pays": "val/turn_reward", "answers right": "val/outcome", "turns": "val/turns"}
 
