@@ -1,9 +1,9 @@
 """C4: rollouts, ours against plain and padded `generate`, continuous batching, and what TRL's GRPOTrainer does.
 
-4 prompts with 4 rollouts each, SmolLM2-135M with random weights, float32, temperature 1. Two kinds of work: one turn of 8
-to 96 tokens, and 4 turns of 4 to 48 tokens with observations of 8 to 64 between them. The lengths are drawn beforehand
-and are the same for every case, so all sample equally many tokens; ours gives their log-probabilities too. A case runs in
-a process of its own; rounds alternate, and each draws new prompts and lengths.
+4 prompts (or `--prompts`) with 4 rollouts each, SmolLM2-135M with random weights, float32, temperature 1. Two kinds of work: one turn of
+8 to 96 tokens, and 4 turns of 4 to 48 tokens with observations of 8 to 64 between them. The lengths are drawn
+beforehand and are the same for every case, so all sample equally many tokens; ours gives their log-probabilities too. A
+case runs in a process of its own; rounds alternate, and each draws new prompts and lengths.
 
     python -m benchmarks.rollouts [--rounds 5] [--threads 2]
 """
@@ -130,7 +130,7 @@ def run(make_player: Callable[[str, dict[str, Any]], Any], options: argparse.Nam
     play(Work([[5, 6, 7]], [[2, 3, 2, 3]] * 2, [[[8, 9]] * GROUP]))
     figures: dict[str, float] = {}
     for kind in TURNS:
-        given = work(kind, options.seed, config["vocab_size"])
+        given = work(kind, options.seed, config["vocab_size"], options.prompts)
         cost, rows = cost_of(lambda given=given: play(given))
         told = sum(len(p) * GROUP for p in given.prompts) + sum(len(o) for turn in given.observations for o in turn)
         sampled = sum(map(len, rows)) - told
@@ -146,6 +146,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompts", type=int, default=PROMPTS, help=f"each with {GROUP} rollouts")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
     parser.add_argument("--case", choices=[case.name for case in CASES], help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
@@ -158,12 +159,13 @@ def main() -> None:
     if options.case:
         print(json.dumps(run(player, options)))
         return
-    tiny = ["--tiny"] if options.tiny else []
-    runs = run_rounds(CASES, options.rounds, lambda turn: ["--seed", str(turn), *tiny], options.threads)
+    same = ["--prompts", str(options.prompts), *(["--tiny"] if options.tiny else [])]
+    runs = run_rounds(CASES, options.rounds, lambda turn: ["--seed", str(turn), *same], options.threads)
     keys = [f"{figure}_{kind}" for kind in TURNS for figure in ("cpu_s", "wall_s", "tokens")]
     result = compare(runs, CASES, "lit_reason", keys)
     if not options.tiny:
-        facts = {"threads": options.threads, "rounds": options.rounds, "peers": peer_versions(), "cases": result}
+        settings = {"threads": options.threads, "rounds": options.rounds, "prompts": options.prompts}
+        facts = {**settings, "peers": peer_versions(), "cases": result}
         print(record("rollouts", facts, ["random initial weights at the shapes of SmolLM2-135M"]))
 
 

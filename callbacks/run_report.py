@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -25,6 +26,7 @@ from lit_reason.callbacks.verified_generation import VerifiedGeneration
 from lit_reason.core.evaluation import EvalRecord
 from lit_reason.core.metrics_log import read_metrics
 from lit_reason.core.report import Sample, clip, render_report
+from lit_reason.core.rollout_page import rollout_section
 from lit_reason.core.run_folder import run_folder
 from lit_reason.core.run_page import RunFacts, run_page
 from lit_reason.data.reading.row_files import complete_or_absent
@@ -159,11 +161,16 @@ def run_facts(
         problems=history[-1]["prompts"] if history else None,
         ledger=getattr(getattr(trainer, "datamodule", None), "ledger", {}),
         samples=choose_samples(last.records if last else (), samples),
+        rollouts=rollout_section(folder / "rollouts.jsonl", partial(_text, pl_module)),
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         command=shlex.join(sys.argv),
         versions=versions(trainer, pl_module),
         written=f"Written {time.strftime('%Y-%m-%d %H:%M %Z')} by lit-reason {lit_reason.__version__}.",
     )
+
+
+def _text(pl_module: Any, ids: Sequence[int]) -> str:
+    return pl_module.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def model_name(config: ModelConfig | None) -> str:

@@ -32,6 +32,7 @@ from lit_reason.data.rendering.stop_tokens import known_stop_ids
 from lit_reason.envs.task_data import TaskBatch
 from lit_reason.errors import UserError
 from lit_reason.metrics.means import Means
+from lit_reason.metrics.turn_credit import TurnCredit
 from lit_reason.models.config import ModelConfig
 from lit_reason.models.language_model import LanguageModel
 from lit_reason.rollout.backends import backend_for
@@ -47,6 +48,7 @@ ROUND_FIGURES = (
     *("reward", "turn_reward", "outcome", "turns", "sampled_tokens"),
     *("finished", "failed", "tool_errors", "dead_groups", "resampled"),
 )
+TURNS_TOLD_APART = 8  # in figures of credit
 MOST_GAP = 0.25  # nats between sampler and trainer on average, beyond which something is wrong
 
 
@@ -75,6 +77,7 @@ class OnPolicyRegime(Regime):
         self.dialogue, self.policy = dialogue, policy
         self.update_meter, self.round_meter = Means(UPDATE_FIGURES), Means(ROUND_FIGURES)
         self.val_round_meter = Means(ROUND_FIGURES)
+        self.credit_meter = TurnCredit(min(dialogue.max_turns + 1, TURNS_TOLD_APART))
         self._round = -1
         self._packs: list[PolicyPack] = []
 
@@ -161,17 +164,13 @@ class OnPolicyRegime(Regime):
         rollouts = self._with_spread(self._play(batch.tasks, batch.number), batch)
         self.record_round(self.round_meter, rollouts)
         rollouts = self._shaped(rollouts)
-        if self.dialogue.keep_every and batch.number % self.dialogue.keep_every == 0:
-            rank = self.trainer.global_rank
-            name = "rollouts.jsonl" if rank == 0 else f"rollouts-{rank}.jsonl"
-            folder = run_folder(self.trainer)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_ledger(folder / name, rollouts)
-        rollouts = [t for t in rollouts if t.ids]  # one that could not begin is counted, and nothing more
+        unplayed = [t for t in rollouts if not t.ids]  # those that could not begin are counted, and nothing more
+        rollouts = [t for t in rollouts if t.ids]
         c = self.policy
         weights, own = loss_weights(rollouts, c.average, longest=self.dialogue.total_tokens, truncated=c.truncated)
         norm = sum(from_all_ranks(own)) or 1.0  # nothing to train on anywhere: the loss is 0 all the same
         credited = [dataclasses.replace(r, weight=w) for r, w in zip(self.credited(rollouts), weights, strict=True)]
+        self._record_credit(credited, unplayed, batch.number)
         packs = policy_packs(credited, self.trainer.accumulate_grad_batches, norm)
         if c.importance != "none":
             with generating(self.lm.hf):  # without dropout, as the sampler was
@@ -324,12 +323,26 @@ class OnPolicyRegime(Regime):
         for name, values in figures.items():
             meter.update(name, values)
 
+    def _record_credit(self, credited: list[Credited], unplayed: list[Trajectory], number: int) -> None:
+        """Add up how credit lies over turns, and write the ledger of every so many rounds."""
+        for r in credited:
+            t = r.trajectory
+            self.credit_meter.update(r.advantage_T, torch.tensor(t.turn_id), torch.tensor(t.logprob), r.weight)
+        if self.dialogue.keep_every and number % self.dialogue.keep_every == 0:
+            rank = self.trainer.global_rank
+            name = "rollouts.jsonl" if rank == 0 else f"rollouts-{rank}.jsonl"
+            folder = run_folder(self.trainer)
+            folder.mkdir(parents=True, exist_ok=True)
+            worth = [dataclasses.replace(r.trajectory, advantage=r.advantage_T.float().tolist()) for r in credited]
+            write_ledger(folder / name, [*worth, *unplayed])
+
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Log the figures of the update and of the rounds since the last time."""
         every = getattr(self.trainer, "log_every_n_steps", 0)
         if every and (self.trainer.global_step + 1) % every == 0:
             self.log_meter(self.update_meter, "train")
             self.log_meter(self.round_meter, "train")
+            self.log_meter(self.credit_meter, "credit")
 
     # ---- held-out tasks ----
 

@@ -137,9 +137,10 @@ class Piece:
     Attributes:
         text: its words.
         label: what it is, shown before it.
-        colour: style-sheet variable, one of `COLOURS` or `muted`.
+        colour: style-sheet variable, one of `COLOURS`, `above`, `below` or `muted`.
         size: how wide it stands in the strip above the text.
         faint: shown as background rather than substance.
+        strength: how strongly it is coloured, from 0 to 1; None colours all pieces alike.
     """
 
     text: str
@@ -147,6 +148,29 @@ class Piece:
     colour: str = "muted"
     size: int = 1
     faint: bool = False
+    strength: float | None = None
+
+    @property
+    def style(self) -> str:
+        """Its colour, and how strong it is behind the text and in the strip, for the style sheet."""
+        if self.strength is None:
+            return f"--c:var(--{self.colour})"
+        return f"--c:var(--{self.colour});--s:{4 + 41 * self.strength:.0f}%;--m:{12 + 88 * self.strength:.0f}%"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Legend of a diverging scale of colours, from `below` over nothing to `above`.
+
+    Attributes:
+        low: what stands at its lower end.
+        middle: in its middle.
+        high: at its upper end.
+    """
+
+    low: str
+    middle: str
+    high: str
 
 
 @dataclass(frozen=True)
@@ -177,6 +201,7 @@ class Section:
         tables: tables.
         samples: prompts with completions.
         passages: texts in labelled pieces.
+        scale: legend of the pieces' colours.
         text: preformatted text.
         folded: shown as a line that opens on a click.
     """
@@ -187,6 +212,7 @@ class Section:
     tables: Sequence[Table] = ()
     samples: Sequence[Sample] = ()
     passages: Sequence[Passage] = ()
+    scale: Scale | None = None
     text: str = ""
     folded: bool = False
 

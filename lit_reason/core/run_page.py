@@ -22,6 +22,7 @@ from lit_reason.core.report import (
     share,
 )
 from lit_reason.core.reward_page import reward_alarms, reward_section
+from lit_reason.core.rollout_page import credit_section
 from lit_reason.data.condensation.ledger import PARTS
 from lit_reason.data.token_row import SEGMENT_NAMES
 
@@ -42,6 +43,7 @@ class RunFacts:
         problems: held-out problems behind the last accuracy; None when unknown.
         ledger: what data preparation counted: `rows`, `bad_rows`, `dropped`, `condensation`, `notes`.
         samples: newest answers to held-out prompts.
+        rollouts: newest recorded rollouts.
         config: the recipe as it was run, YAML.
         command: the command line.
         versions: packages and machine.
@@ -56,6 +58,7 @@ class RunFacts:
     problems: int | None = None
     ledger: Mapping[str, Any] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
+    rollouts: Section = Section("Rollouts")  # noqa: RUF009 (frozen)
     config: str = ""
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -85,6 +88,8 @@ def run_page(facts: RunFacts, log: MetricsLog) -> ReportData:
             reward_section(log),
             Section("Tokens by part of the trace", figures=_segment_plots(log)),
             Section("Restarts", figures=_restart_plots(log)),
+            credit_section(log),
+            facts.rollouts,
             _samples(facts.samples),
             _data(facts.ledger),
             Section("Speed and memory", figures=_speed_plots(log)),

@@ -39,6 +39,7 @@ class Trajectory:
         facts: counts for reports: `errors` of tools, `cut_observations`.
         token_rewards: reward paid at each token, 0 where none was sampled; they stand in place of the rewards of turns
             and outcome and add up to them. Empty: rewards are paid by turn.
+        advantage: what each token was worth to the loss by the method's credit rule; empty where none was given.
         sampler: what sampled: `own`, `continuous`, `server`.
         scorer: whose `logprob` is: the `sampler`'s own, or that of a forward pass by the `trainer`.
     """
@@ -57,6 +58,7 @@ class Trajectory:
     failure: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     token_rewards: list[float] = field(default_factory=list)
+    advantage: list[float] = field(default_factory=list)
     sampler: str = "own"
     scorer: str = "sampler"
 

@@ -5,8 +5,10 @@ Shape letters: T tokens of a rollout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,14 @@ def inconsistencies(t: Trajectory, stop_ids: Sequence[int] = ()) -> list[str]:
     T, found = len(t.ids), []
     if len(t.turn_id) != T or len(t.logprob) != T:
         return [f"{T} tokens, {len(t.turn_id)} turn ids, {len(t.logprob)} log-probabilities"]
+    for name, numbers in (("advantages", t.advantage), ("rewards of tokens", t.token_rewards)):
+        if numbers and len(numbers) != T:
+            found.append(f"{T} tokens, {len(numbers)} {name}")
+        elif any(number and k == NOT_SAMPLED for number, k in zip(numbers, t.turn_id, strict=False)):
+            found.append(f"{name} on tokens that were not sampled")
+    paid = [*(value for terms in t.turn_terms for value in terms.values()), *t.outcome_terms.values()]
+    if not all(math.isfinite(number) for number in (*paid, *t.logprob, *t.advantage, *t.token_rewards)):
+        found.append("a reward, log-probability or advantage that is no finite number")
     turns = [k for k in t.turn_id if k != NOT_SAMPLED]
     if turns and t.turn_id[0] != NOT_SAMPLED:
         found.append("the first token is marked as sampled: nothing can have predicted it")
@@ -47,6 +57,40 @@ def inconsistencies(t: Trajectory, stop_ids: Sequence[int] = ()) -> list[str]:
     if wrong:
         found.append(f"token {wrong[0]}: a log-probability of {t.logprob[wrong[0]]:g} in turn {t.turn_id[wrong[0]]}")
     return found
+
+
+def unheard_stops(t: Trajectory, tokenizer: Any) -> list[str]:
+    """Turns that ended by a stop string which their tokens do not hold.
+
+    Args:
+        t: a sound rollout.
+        tokenizer: decodes its tokens.
+    """
+    return [
+        f"turn {k} stopped by '{stop}', which its tokens do not hold"
+        for k, stop in enumerate(t.stops)
+        if stop not in ("end", "length") and stop not in _text(t, k, tokenizer)
+    ]
+
+
+def drifted(t: Trajectory, tokenizer: Any) -> tuple[int, int]:
+    """How many turns would consist of other tokens if their text were tokenised again, and how many there are.
+
+    No defect: it is why ids are kept. A trainer that renders the chat again trains on other tokens in this many turns.
+
+    Args:
+        t: a sound rollout.
+        tokenizer: of the model.
+    """
+    turns = sorted(set(t.turn_id) - {NOT_SAMPLED})
+    own = [[i for i, turn in zip(t.ids, t.turn_id, strict=True) if turn == k] for k in turns]
+    again = [tokenizer(_text(t, k, tokenizer), add_special_tokens=False).input_ids for k in turns]
+    return sum(a != b for a, b in zip(own, again, strict=True)), len(turns)
+
+
+def _text(t: Trajectory, k: int, tokenizer: Any) -> str:
+    ids = [i for i, turn in zip(t.ids, t.turn_id, strict=True) if turn == k]
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from lit_reason.cli import door
 from lit_reason.cli.reason_cli import build
@@ -59,6 +60,10 @@ TAMPERED = {
     "more than certain": lambda t: t["logprob"].__setitem__(t["turn_id"].index(0), 0.5),
     "stops": lambda t: t["stops"].append("end"),
     "first": lambda t: t["turn_id"].__setitem__(0, 0),
+    "credit where nothing was sampled": lambda t: t["advantage"].__setitem__(0, 0.5),
+    "credit of other tokens": lambda t: t["advantage"].pop(),
+    "a reward that is none": lambda t: t["turn_terms"][0].__setitem__("right", float("nan")),
+    "a certainty without end": lambda t: t["logprob"].__setitem__(t["turn_id"].index(0), float("-inf")),
 }
 
 
@@ -83,6 +88,42 @@ def test_an_end_that_is_none_is_seen_with_the_model(ledger, tmp_path, capsys):
     (tmp_path / "x.jsonl").write_text(json.dumps(rollout) + "\n")
     assert verify(tmp_path / "x.jsonl", "--model", ledger[1]) == 2
     assert "turn 0 stopped by 'length'" in capsys.readouterr().out
+
+
+def with_first(ledger, tmp_path, change):
+    """A ledger of one rollout, of three tokens in its first turn, that was changed."""
+    lines = map(json.loads, ledger[0].read_text().splitlines())
+    rollout = next(rollout for rollout in lines if rollout["turn_id"].count(0) == 3)
+    change(rollout)
+    (tmp_path / "x.jsonl").write_text(json.dumps(rollout) + "\n")
+    return tmp_path / "x.jsonl"
+
+
+def test_a_stop_string_that_was_never_written_is_seen_with_the_model(ledger, tmp_path, capsys):
+    file = with_first(ledger, tmp_path, lambda t: t["stops"].__setitem__(0, "</tool>"))
+    assert verify(file) == 0  # without a tokenizer nobody can tell
+    assert verify(file, "--model", ledger[1]) == 2
+    assert "turn 0 stopped by '</tool>', which its tokens do not hold" in capsys.readouterr().out
+
+
+def test_an_id_of_another_vocabulary_is_seen_with_the_model(ledger, tmp_path, capsys):
+    file = with_first(ledger, tmp_path, lambda t: t["ids"].__setitem__(1, 10**6))
+    assert verify(file, "--model", ledger[1]) == 2
+    assert "token id 1000000 is not one of the model's" in capsys.readouterr().out
+
+
+def test_turns_whose_text_would_be_other_tokens_are_counted(ledger, tmp_path, capsys):
+    tokenizer = AutoTokenizer.from_pretrained(ledger[1])
+    file = with_first(ledger, tmp_path, lambda t: None)
+    (kept,) = read_ledger(file)
+    turns = set(kept.turn_id) - {-1}
+    drift = 0
+    for k in turns:
+        ids = [i for i, turn in zip(kept.ids, kept.turn_id, strict=True) if turn == k]
+        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        drift += tokenizer(text, add_special_tokens=False).input_ids != ids
+    assert verify(file, "--model", ledger[1]) == 0
+    assert f"drift     {drift} of {len(turns)} turns" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

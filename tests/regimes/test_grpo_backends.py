@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 import torch
 from completion_stub import CompletionStub
@@ -33,6 +35,19 @@ def rounds(folder, *options):
     run.run_verb()
     place = run_folder(run.trainer)
     return list(read_ledger(place / "rollouts.jsonl")), read_metrics(place / "metrics.csv")
+
+
+def test_credit_is_in_ledger_metrics_and_report(folder):
+    ledger, log = rounds(folder, "--trainer.callbacks+=RunReport", "--data.env.coin_reward=1.0")
+    for t in ledger:
+        assert len(t.advantage) == len(t.ids)
+        assert all(a == 0 for a, k in zip(t.advantage, t.turn_id, strict=True) if k < 0)
+    firsts = [t.advantage[t.turn_id.index(0)] for t in ledger[:64]]
+    assert log.points("credit/variance_turn_1")[0] == (0, pytest.approx(statistics.variance(firsts), rel=1e-4))
+    shares = [dict(log.points(f"credit/gradient_turn_{k}")) for k in (1, 2)]
+    assert shares[0][1] + shares[1][1] == pytest.approx(1.0)
+    (report,) = sorted((folder / "smoke-grpo").glob("*/report.html"))
+    assert "Share of the gradient" in report.read_text() and "turn 2 · 1 · credit" in report.read_text()
 
 
 def test_continuous_batching_in_training(folder):
