@@ -1,9 +1,9 @@
 """C4: rollouts, ours against plain and padded `generate`, continuous batching, and what TRL's GRPOTrainer does.
 
-4 prompts (or `--prompts`) with 4 rollouts each, SmolLM2-135M with random weights, float32, temperature 1. Two kinds of work: one turn of
-8 to 96 tokens, and 4 turns of 4 to 48 tokens with observations of 8 to 64 between them. The lengths are drawn
-beforehand and are the same for every case, so all sample equally many tokens; ours gives their log-probabilities too. A
-case runs in a process of its own; rounds alternate, and each draws new prompts and lengths.
+4 prompts (or `--prompts`) with 4 rollouts each, SmolLM2-135M with random weights, float32, temperature 1. Two kinds of
+work: one turn of 8 to 96 tokens, and 4 turns of 4 to 48 tokens with observations of 8 to 64 between them. The lengths
+are drawn beforehand and are the same for every case, so all sample equally many tokens; ours gives their
+log-probabilities too. A case runs in a process of its own; rounds alternate, and each draws new prompts and lengths.
 
     python -m benchmarks.rollouts [--rounds 5] [--threads 2]
 """
