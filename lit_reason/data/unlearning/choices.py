@@ -86,17 +86,24 @@ class Question:
         text: the question.
         choices: at least two answers.
         right: number of the right one.
+        bare: the text is the whole prompt, and choices follow it as they are.
     """
 
     name: str
     text: str
     choices: tuple[str, ...]
     right: int
+    bare: bool = False
 
     @property
     def prompt(self) -> str:
         """What stands before a choice."""
-        return f"Question: {self.text}\nAnswer:"
+        return self.text if self.bare else f"Question: {self.text}\nAnswer:"
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """The choices as they follow the prompt."""
+        return self.choices if self.bare else tuple(f" {choice}" for choice in self.choices)
 
 
 def common_questions() -> list[Question]:
@@ -116,6 +123,8 @@ def common_questions() -> list[Question]:
 def read_questions(path: str | Sequence[str]) -> list[Question]:
     """Questions from files with `question`, `choices` and `answer` (a number from 0, a letter, or the choice itself).
 
+    A `prompt` in place of a `question` is given to the model as it is.
+
     Args:
         path: `common` for the set that comes with the project, or files of the user's own.
 
@@ -129,7 +138,8 @@ def read_questions(path: str | Sequence[str]) -> list[Question]:
 
 
 def _question(record: dict[str, Any], name: str) -> Question:
-    text, choices, answer = (record.get(field) for field in ("question", "choices", "answer"))
+    choices, answer, bare = record.get("choices"), record.get("answer"), "prompt" in record
+    text = record["prompt"] if bare else record.get("question")
     if not isinstance(text, str) or not isinstance(choices, list) or len(choices) < 2:
         raise UserError(f"data.utility: {name} needs a question and a list of at least two choices")
     options = [str(choice) for choice in choices]
@@ -138,4 +148,4 @@ def _question(record: dict[str, Any], name: str) -> Question:
         right = ord(right.upper()) - ord("A")
     if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(options):
         raise UserError(f"data.utility: {name}: the answer is 0 to {len(options) - 1}, a letter, or one of the choices")
-    return Question(name, text, tuple(options), right)
+    return Question(name, text, tuple(options), right, bare)

@@ -162,9 +162,9 @@ class UnlearnData(LightningDataModule):
 
     def _choice_rows(self, question: Question) -> list[TokenRow]:
         found = []
-        for k, choice in enumerate(question.choices):
+        for k, ending in enumerate(question.endings):
             name = f"{question.name}#{k}"
-            said = (Message("user", question.prompt), Message("assistant", f" {choice}", trained=True, truncated=True))
+            said = (Message("user", question.prompt), Message("assistant", ending, trained=True, truncated=True))
             found.append(self._render(Conversation(said, name), name))
             self.choices[name] = (question.name, k == question.right)
         return found
