@@ -1,6 +1,6 @@
 """Does choosing confident activations steer better? Four topics and one style on SmolLM2-135M-Instruct.
 
-python -m benchmarks.steering_study --model SmolLM2-135M-Instruct.Q4_1.gguf --out runs/steering [--cells 40]
+python -m benchmarks.steering_study --model SmolLM2-135M-Instruct.Q4_1.gguf --out runs/steering [--each 5] [--cells 40]
 
 Texts are those of Debian's `fortunes` package, fetched with `apt-get download fortunes` unless --fortunes names the
 unpacked folder. Every finished cell is a line of OUT/cells.jsonl and is not repeated; the most telling come first.
@@ -157,11 +157,13 @@ def plan() -> Iterator[dict[str, Any]]:
                 for strength in STRENGTHS:
                     yield {"kind": "tune", "seed": 0, "target": target, "method": method, "strength": strength}
             for seed in seeds:
-                if methods is METHODS and target == TARGETS[0]:
+                if methods is METHODS and target == TARGETS[0] and not seed:
                     yield {"kind": "test", "seed": seed, "target": None, "method": "none"}
                 for method in methods:
                     yield {"kind": "test", "seed": seed, "target": target, "method": method}
         if methods is METHODS:
+            for seed in (1, 2):
+                yield {"kind": "test", "seed": seed, "target": None, "method": "none"}
             for method in METHODS:
                 yield {"kind": "sum", "seed": 0, "target": "+".join(TARGETS), "method": method}
 
@@ -185,8 +187,8 @@ def strength_of(done: dict[str, dict[str, Any]], cell: dict[str, Any]) -> float:
     return float(np.mean(found)) / (2**0.5 if cell["kind"] == "sum" else 1)
 
 
-def run_cell(bench: Bench, cell: dict[str, Any], done: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """One cell's figures."""
+def run_cell(bench: Bench, cell: dict[str, Any], done: dict[str, dict[str, Any]], each: int) -> dict[str, Any]:
+    """One cell's figures, with `each` continuations of every opening."""
     cpu, seed, target = time.process_time(), cell["seed"], cell["target"]
     if cell["method"] == "none":
         strength, mix = 0.0, {}
@@ -195,7 +197,7 @@ def run_cell(bench: Bench, cell: dict[str, Any], done: dict[str, dict[str, Any]]
         mix = {name: 1.0 for name in (TARGETS if cell["kind"] == "sum" else [target])}
     tune = cell["kind"] == "tune"
     tuning, openings = ([text.strip() for text in listed.split("|")] for listed in (TUNING, OPENINGS))
-    texts = bench.run(seed, cell["method"], mix, strength, tuning if tune else openings, 5 if tune else 10)
+    texts = bench.run(seed, cell["method"], mix, strength, tuning if tune else openings, 5 if tune else each)
     figures: dict[str, Any] = {**cell, "strength": strength, "perplexity": perplexity(texts), "generations": len(texts)}
     if not tune:
         mine, other = bench.split(seed)
@@ -224,6 +226,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder, GGUF file or hub id of SmolLM2-135M-Instruct")
     parser.add_argument("--out", type=Path, required=True, help="folder of results, gone on with when it exists")
     parser.add_argument("--fortunes", type=Path, help="unpacked folder of the package's texts")
+    parser.add_argument("--each", type=int, default=10, help="continuations of each of the 20 openings in a test cell")
     parser.add_argument("--cells", type=int, default=10_000, help="stop after so many new cells")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -234,7 +237,8 @@ def main() -> None:
     bench = Bench(args.model, fortunes(args.fortunes, args.out)) if left else None
     for cell in left:
         assert bench is not None
-        done[key(cell)] = run_cell(bench, cell, done)
+        bench.layer = next((row["layer"] for row in done.values() if "layer" in row), bench.layer)
+        done[key(cell)] = run_cell(bench, cell, done, args.each)
         with log.open("a") as file:
             file.write(json.dumps(done[key(cell)]) + "\n")
         shown = {k: v for k, v in done[key(cell)].items() if k not in ("texts", "by_prompt", "facts")}
