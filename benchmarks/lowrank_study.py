@@ -12,13 +12,14 @@ then the other seeds train with it. Every finished run is a line of OUT/runs.jso
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,29 +162,52 @@ class Study:
 
 
 def table(study: Study) -> dict[str, Any]:
-    """Each arm at its best rate: mean and 95 % interval of perplexity over seeds, and of the paired log difference.
+    """Each arm at the best rate of the sweep: perplexity there, and over the other seeds.
 
-    The difference to `lowrank` is taken seed by seed, since equal seeds share the order of the data.
+    The seed of the sweep chose the rate, so intervals are taken over the others alone. The difference to `lowrank` is
+    taken seed by seed, since equal seeds share the order of the data.
     """
     rows: dict[str, Any] = {}
     for arm in ARMS:
-        first = [r for (a, _, _), r in study.done.items() if a == arm and r.get("perplexity")]
-        if not first:
+        swept = {r["lr"]: r for (a, _, seed), r in study.done.items() if a == arm and seed == 0 and r.get("perplexity")}
+        if not swept:
             continue
-        lr = min((r for r in first if r["seed"] == 0), key=lambda r: r["perplexity"])["lr"]
-        runs = {r["seed"]: r for r in first if r["lr"] == lr}
-        logs = {seed: math.log(r["perplexity"]) for seed, r in runs.items()}
-        rows[arm] = {"lr": lr, "rates": sorted({r["lr"] for r in first}), "logs": logs, "last": list(runs.values())[-1]}
+        lr = min(swept, key=lambda rate: swept[rate]["perplexity"])
+        runs = [r for (a, rate, seed), r in study.done.items() if (a, rate) == (arm, lr) and seed and r["perplexity"]]
+        rows[arm] = {
+            "lr": lr,
+            "sweep": {rate: swept[rate]["perplexity"] for rate in sorted(swept)},
+            "bracketed": min(swept) < lr < max(swept),
+            "logs": {r["seed"]: math.log(r["perplexity"]) for r in runs},
+            **costs([swept[lr], *runs]),
+        }
     for row in rows.values():
-        mean, half = interval(list(row["logs"].values()))
-        row["perplexity"] = math.exp(mean)
-        row["interval"] = None if half is None else [math.exp(mean - half), math.exp(mean + half)]
-        base = rows.get(BASE, {}).get("logs", {})
+        base = {} if row is rows.get(BASE) else rows.get(BASE, {}).get("logs", {})
+        values = list(row["logs"].values())
+        row["perplexity"], row["interval"] = bounds(values, math.exp)
         paired = [value - base[seed] for seed, value in row["logs"].items() if seed in base]
-        gap, half = interval(paired) if paired else (math.nan, None)
-        row["against_lowrank"] = math.expm1(gap)
-        row["against_interval"] = None if half is None else [math.expm1(gap - half), math.expm1(gap + half)]
+        row["against_lowrank"], row["against_interval"] = bounds(paired, math.expm1)
     return rows
+
+
+def costs(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Memory of an arm by kind, and means over its runs of CPU time and of the restarts' share of the time."""
+    kinds = ("parameters", "weight_bytes", "optimizer_bytes", "gradient_bytes")
+    shares = [run["restart_seconds"] / run["seconds"] for run in runs if run["restarts"]]
+    return {
+        **{kind: runs[0][kind] for kind in kinds},
+        "peak_rss_bytes": max(run["peak_rss_bytes"] for run in runs),
+        "cpu_seconds": statistics.fmean(run["cpu_seconds"] for run in runs),
+        "restart_share": statistics.fmean(shares) if shares else 0.0,
+    }
+
+
+def bounds(logs: list[float], back: Callable[[float], float]) -> tuple[float | None, list[float] | None]:
+    """Mean and 95 % interval of logarithms, brought back; None where there are too few."""
+    if not logs:
+        return None, None
+    mean, half = interval(logs)
+    return back(mean), None if half is None else [back(mean - half), back(mean + half)]
 
 
 def interval(values: list[float]) -> tuple[float, float | None]:
@@ -195,20 +219,33 @@ def interval(values: list[float]) -> tuple[float, float | None]:
     return mean, quantiles[len(values)] * statistics.stdev(values) / len(values) ** 0.5
 
 
-def lines(rows: dict[str, Any]) -> Iterator[str]:
-    """The table as Markdown."""
-    yield "| arm | lr | seeds | perplexity | 95 % | against low-rank | 95 % | parameters | w + opt, MB | + gradients |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+def lines(rows: dict[str, Any], tokens: int) -> Iterator[str]:
+    """The table as Markdown.
+
+    Args:
+        rows: of `table`.
+        tokens: trained in a run.
+    """
+    heads = ("arm", "rate", "seed 0", "other seeds", "95 %", "against low-rank", "95 %", "parameters, M")
+    heads += ("weights", "+ optimizer", "+ gradients, MB", "tokens a CPU second", "restarts")
+    yield f"| {' | '.join(heads)} |"
+    yield "|---" * len(heads) + "|"
     for arm, row in rows.items():
-        last = row["last"]
-        held = last["weight_bytes"] + last["optimizer_bytes"]
-        around = "-" if row["interval"] is None else "{:.1f} to {:.1f}".format(*row["interval"])
-        gap = "-" if row["against_interval"] is None else "{:+.1%} to {:+.1%}".format(*row["against_interval"])
-        yield (
-            f"| {arm} | {row['lr']:g} | {len(row['logs'])} | {row['perplexity']:.1f} | {around} | "
-            f"{row['against_lowrank']:+.1%} | {gap} | {last['parameters']:,} | {held / 1e6:.2f} | "
-            f"{(held + last['gradient_bytes']) / 1e6:.2f} |"
-        )
+        held = list(itertools.accumulate(row[f"{kind}_bytes"] / 1e6 for kind in ("weight", "optimizer", "gradient")))
+        cells = [
+            arm,
+            f"{row['lr']:g}" + ("" if row["bracketed"] else " (not bracketed)"),
+            f"{row['sweep'][row['lr']]:.1f}",
+            "-" if row["perplexity"] is None else f"{row['perplexity']:.1f} ({len(row['logs'])})",
+            "-" if row["interval"] is None else "{:.1f} to {:.1f}".format(*row["interval"]),
+            "-" if row["against_lowrank"] is None else f"{row['against_lowrank']:+.1%}",
+            "-" if row["against_interval"] is None else "{:+.1%} to {:+.1%}".format(*row["against_interval"]),
+            f"{row['parameters'] / 1e6:.2f}",
+            *(f"{size:.2f}" for size in held),
+            f"{tokens / row['cpu_seconds']:,.0f}",
+            f"{row['restart_share']:.2%}" if row["restart_share"] else "-",
+        ]
+        yield f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
@@ -255,7 +292,7 @@ def main() -> None:
         except TimeoutError:
             print("out of time: the same command goes on")
     rows = table(study)
-    print("\n".join(lines(rows)))
+    print("\n".join(lines(rows, given.steps * given.batch_tokens)))
     if given.record:
         settings = {name: getattr(given, name) for name in SETTINGS}
         command = f"python -m benchmarks.lowrank_study --train {given.train.name} --val {given.val.name} --out OUT"
