@@ -289,7 +289,7 @@ def _restart_plots(log: MetricsLog) -> list[Figure]:
     note = "Squared Frobenius norm over squared largest singular value."
     return _drawn(
         line_plot("Stable rank", ranks, note=note, from_zero=True),
-        line_plot("Balance defect before", [defect], note="0: both factors of a product alike.", from_zero=True),
+        line_plot("Balance defect before a restart", [defect], note="0: both factors alike.", from_zero=True),
         bar_plot("Stable rank by block", [str(block) for block in blocks], by_block, x_label="decoder block"),
     )
 
