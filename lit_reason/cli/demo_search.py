@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,8 @@ def held_out(model: Path, options: dict[str, Any]) -> dict[str, float]:
     from lit_reason.cli.reason_cli import build
 
     given = {**options, **QUIET, "model.lm.path": str(model), "trainer.logger": False}
-    cli = build("validate", arguments("demo/search", given))
-    with contextlib.redirect_stdout(io.StringIO()):  # the trainer's own table of the same figures
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):  # the trainer's own table
+        cli = build("validate", arguments("demo/search", {**given, "trainer.default_root_dir": scratch}))
         cli.run_verb()
     return {name: float(cli.trainer.callback_metrics[key]) for name, key in FIGURES.items()}
 

@@ -99,9 +99,9 @@ class Walker:
         for key, value in node.value:
             here = f"{path}.{key.value}".lstrip(".")
             if key.value == "class_path" and isinstance(value, yaml.ScalarNode):
-                self.chosen[path] = value.value
+                self.chosen[_place(path)] = value.value
             elif isinstance(value, yaml.ScalarNode) and CLASS_NAME.fullmatch(value.value):
-                self.chosen[here] = value.value  # `--model SFTRegime`
+                self.chosen[_place(here)] = value.value  # `--model SFTRegime`
             self.note_classes(value, here)
 
     def keys_of_class(self, section: str, name: str) -> set[str] | None:
@@ -168,7 +168,7 @@ class Walker:
                     near = did_you_mean(name, SPEC_KEYS)
                     text = f"unknown key{near}; the arguments of a class go under init_args"
                     return Problem(source.where(key), f"{path}.{name}", text)
-        chosen = entries["class_path"][1].value if "class_path" in entries else self.chosen.get(path)
+        chosen = entries["class_path"][1].value if "class_path" in entries else self.chosen.get(_place(path))
         arguments = schema["x-classes"].get(chosen)
         if arguments is None:
             return None
@@ -270,6 +270,11 @@ class Walker:
                 names |= {"string": "text", "array": "a list", "object": "a mapping"}
                 words += [names[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds)]
         return " or ".join(dict.fromkeys(words))
+
+
+def _place(path: str) -> str:
+    """A dotted place as options write it, which leave out `init_args`."""
+    return path.replace(".init_args", "")
 
 
 def _is_anything(schema: dict[str, Any]) -> bool:

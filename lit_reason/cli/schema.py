@@ -154,6 +154,8 @@ class SchemaBuilder:
         if origin is typing.Annotated:
             return self.type_schema(args[0])
         kind = origin or annotation
+        if kind is Callable and args and inspect.isclass(args[-1]):
+            return self._class_schema(args[-1])  # something that makes one: the class with its settings
         if kind in LISTS:
             items = self.type_schema(args[0]) if len(args) == 1 or args[1:] == (...,) else {}
             return {"type": "array", **({"items": items} if items else {})}

@@ -30,7 +30,8 @@ def quick(tmp_path_factory):
     out = tmp_path_factory.mktemp("search") / "runs"
     said, noise = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(noise):
-        code = demo.main(["search", "--quick", "--out", str(out)])
+        with contextlib.chdir(out.parent):  # whatever it leaves elsewhere than in --out would lie here
+            code = demo.main(["search", "--quick", "--out", str(out)])
     return out, code, said.getvalue(), noise.getvalue()
 
 
@@ -46,6 +47,7 @@ def test_it_prints_a_comparison_and_no_noise(quick):
 def test_it_leaves_both_models_and_the_rollouts(quick):
     out = quick[0]
     assert {item.name for item in out.iterdir()} == demo_search.MADE_HERE
+    assert [item.name for item in out.parent.iterdir()] == [out.name]
     base, warm, grpo = (
         AutoModelForCausalLM.from_pretrained(out / where).state_dict()["model.embed_tokens.weight"]
         for where in ("base", "warm/export", "grpo/export")
@@ -64,8 +66,8 @@ def test_the_student_knows_every_word_and_has_seen_no_answer(quick):
 
     tokenizer = AutoTokenizer.from_pretrained(quick[0] / "base")
     rows = [json.loads(line) for line in (quick[0] / "data/demonstrations.jsonl").read_text().splitlines()]
-    shown = " ".join(m["content"] for row in rows for m in row["messages"])
-    assert tokenizer.unk_token_id not in tokenizer(shown).input_ids
+    shown = [m["content"] for row in rows for m in row["messages"]]
+    assert not any(tokenizer.unk_token_id in ids for ids in tokenizer(shown).input_ids)
     seen = {row["messages"][0]["content"]: row["answer"] for row in rows}
     asked = SearchQA(world=WorldConfig(people=60, towns=20, firms=10), hops="one").questions
     same = [q for q in asked if q.text in seen]
@@ -78,3 +80,18 @@ def test_another_demo_replaces_an_earlier_one_but_nothing_else(tmp_path, capsys)
         demo.main(["search", "--quick", "--out", str(tmp_path)])
     assert door(["demo", "search", "--quik"]) == 2
     assert "did you mean '--quick'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--data.env.hop=one", "data.env.hop: unknown key (did you mean 'hops'?); keys of SearchQA"),
+        ("--data.env=SerchQA", "no Environment is called 'SerchQA' (did you mean 'SearchQA'?)"),
+        ("--data.env.hops=three", "data.env.hops: got 'three'; expected one of one, two, both"),
+        ("--data.env.world.peopel=3", "data.env.world.peopel: unknown key (did you mean 'people'?)"),
+        ("--data.rewards.exact_mach=1", "a reward is 'exact_mach'"),
+    ],
+)
+def test_misspelt_settings_of_environment_and_rewards_are_named(option, says, capsys):
+    assert door(["fit", "--config", "demo/search", option]) == 2
+    assert says in capsys.readouterr().err
