@@ -1,9 +1,10 @@
 """Study: does a reward learnt from demonstrations alone help? A planted reward in a language that can be counted.
 
-An answer is four of five letters, so each prompt has 625 of them; the planted reward counts two bigrams, others for
+An answer is three of four letters, so each prompt has 64 of them; the planted reward counts two bigrams, others for
 each prompt, and the expert is proportional to its exponential. Every figure is therefore exact: the divergence from the
 expert, the true reward of the policy, the accuracy of the learned reward. `noisy` replaces 30 % of the demonstrations
-by random letters.
+by random letters. Every arm begins from a policy that knows the form of an answer and nothing else, and makes as many
+optimizer steps.
 
     python -m benchmarks.irl_study [--out FILE] [--folder FOLDER] [--seeds 0 1 2 3 4] [--arms ARM ...]
 
@@ -35,12 +36,13 @@ from lit_reason.models.loading import load_tokenizer
 from lit_reason.regimes.irl.answers import answer_logps, pair_pack
 from lit_reason.tasks.student import END, StudentConfig, write_student
 
-LETTERS, LENGTH, PROMPTS = 5, 4, 4
+LETTERS, LENGTH, PROMPTS = 4, 3, 4
 DEMONSTRATIONS, NOISE, STRENGTH = 2000, 0.3, 2.0
-ROUNDS, REWARD_STEPS, POLICY_STEPS, BATCH, PAIRS = 3, 20, 20, 32, 512
+BETA = 1.0  # of implicit rewards: below 1/2 rounds overshoot, as the theory of docs/regimes/irl.md says
+ROUNDS, REWARD_STEPS, POLICY_STEPS, BATCH, PAIRS = 3, 80, 16, 16, 512
 STEPS = ROUNDS * (REWARD_STEPS + POLICY_STEPS)
 WORDS = torch.tensor(list(itertools.product(range(LETTERS), repeat=LENGTH)))
-RATES = {"sft": 2e-3, "implicit": 1e-3, "reward": 3e-3, "policy": 1e-3}
+RATES = {"sft": 2e-3, "implicit": 3e-4, "irft-linear": 1e-4, "reward": 1e-3, "policy": 1e-3}
 ARMS = ("sft", "spin", "irft-linear", "dpo-same-pairs", "irl-bt", "irl-linear", "dpo-true")
 
 
@@ -145,7 +147,7 @@ def options(arm: str, folder: Path, seed: int) -> list[str]:
     chosen: dict[str, Any] = {
         "model": "IRLRegime",
         "model.lm.path": folder / "start",
-        "model.optim.lr": RATES["policy" if explicit else "implicit"],
+        "model.optim.lr": RATES["policy"] if explicit else RATES.get(arm, RATES["implicit"]),
         "model.sampling.max_new_tokens": LENGTH + 1,
         "model.sampling.batch_size": 256,
         "model.sampling.seed": seed,
@@ -154,7 +156,7 @@ def options(arm: str, folder: Path, seed: int) -> list[str]:
         "model.rounds.policy_steps": steps[1],
         "model.rounds.probe": 64,
         "model.reward.loss": "linear" if "linear" in arm else "sigmoid",
-        "model.policy.kl": 0.1 if explicit else 0.0,
+        "model.policy.kl": 1.0 if explicit else 0.0,
         "data": "DemonstrationData",
         "data.train_file": folder / "train.jsonl",
         "data.cache_dir": folder / "cache",
@@ -163,10 +165,11 @@ def options(arm: str, folder: Path, seed: int) -> list[str]:
         "trainer.max_epochs": ROUNDS,
     }
     if explicit:
-        chosen |= {"model.reward.lr": RATES["reward"], "model.reward.stop_accuracy": 1.0}
+        chosen |= {"model.reward.lr": RATES["reward"], "model.reward.start": "warm"}
+        chosen |= {"model.rounds.max_round_kl": 0.5}  # the brakes: this, and stop_accuracy
         chosen |= {"model.reward.chi2": 0.1} if "linear" in arm else {}
     else:
-        chosen |= {"model.reward.model": "policy", "model.reward.beta": 0.1}
+        chosen |= {"model.reward.model": "policy", "model.reward.beta": BETA}
     if arm in ("spin", "irft-linear"):
         chosen |= {"model.reward.replay": "last"}
     if (
@@ -184,14 +187,14 @@ def common(folder: Path, seed: int) -> list[str]:
     return [f"--seed_everything={seed}", *(f"--trainer.{name}={value}" for name, value in settings.items()), *logger]
 
 
-def sft(folder: Path, path: Path, rate: float, steps: int, seed: int) -> Any:
-    """Supervised fine-tuning on the demonstrations."""
+def sft(folder: Path, path: Path, rate: float, steps: int, seed: int, train: Path | None = None) -> Any:
+    """Supervised fine-tuning, on the demonstrations unless another file is given."""
     chosen = {
         "model": "SFTRegime",
         "model.lm.path": path,
         "model.optim.lr": rate,
         "data": "TraceData",
-        "data.train_file": folder / "train.jsonl",
+        "data.train_file": train or folder / "train.jsonl",
         "data.cache_dir": folder / "cache",
         "data.batch_rows": 2 * BATCH,
         "data.max_length": 32,
@@ -224,7 +227,7 @@ def true_dpo(language: Language, lm: LanguageModel, tokenizer: Any, ids: torch.T
         chosen = [pairs[i] for i in torch.randint(len(pairs), (BATCH,), generator=generator).tolist()]
         now = answer_logps(lm, pair_pack([pair for pair, *_ in chosen])).view(-1, 2)
         before = torch.tensor([[a, b] for _, a, b in chosen])
-        loss = pair_loss(*(now - before).float().T, beta=0.1).mean()
+        loss = pair_loss(*(now - before).float().T, beta=BETA).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
@@ -235,17 +238,17 @@ def run(arm: str, noise: float, seed: int, folder: Path) -> dict[str, Any]:
     """One arm on one seed: figures of the start, and after each round."""
     folder = folder / f"noise-{noise:g}-seed-{seed}"
     language = Language(seed)
-    shown = [
-        {"messages": [{"role": "user", "content": f"p{p}"}, {"role": "assistant", "content": answer(y)}]}
-        for p, y in language.demonstrations(noise)
-    ]
     if not (folder / "start").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
-        random.Random(seed).shuffle(shown)
-        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shown))
+        written(folder / "train.jsonl", language.demonstrations(noise), seed)
         words = [*(f"p{p}" for p in range(PROMPTS)), *(f" {'abcde'[i]}" for i in range(LETTERS))]
         write_student(folder / "base", words, StudentConfig(context=64), seed=seed)
-        start = sft(folder, folder / "base", 1e-2, 24, seed)
+        form = [
+            (p, int(y))
+            for p in range(PROMPTS)
+            for y in torch.randint(len(WORDS), (500,), generator=torch.Generator().manual_seed(seed))
+        ]
+        start = sft(folder, folder / "base", 1e-2, 40, seed, written(folder / "form.jsonl", form, seed))
         start.hf.save_pretrained(folder / "start")
         load_tokenizer(ModelConfig(path=str(folder / "base"))).save_pretrained(folder / "start")
     config = ModelConfig(path=str(folder / "start"))
@@ -269,9 +272,16 @@ def run(arm: str, noise: float, seed: int, folder: Path) -> dict[str, Any]:
     return {"arm": arm, "noise": noise, "seed": seed, "start": start, "rounds": watch.rounds, "cpu_s": cost}
 
 
-def answer(y: int) -> str:
-    """An answer as text."""
-    return "".join(f" {'abcde'[i]}" for i in WORDS[y].tolist())
+def written(path: Path, shown: list[tuple[int, int]], seed: int) -> Path:
+    """A file of prompts and answers, in random order."""
+    random.Random(seed).shuffle(shown)
+    lines = []
+    for p, y in shown:
+        answer = "".join(f" {'abcde'[i]}" for i in WORDS[y].tolist())
+        turns = [{"role": "user", "content": f"p{p}"}, {"role": "assistant", "content": answer}]
+        lines.append(json.dumps({"messages": turns}) + "\n")
+    path.write_text("".join(lines))
+    return path
 
 
 def main() -> None:

@@ -338,7 +338,8 @@ class RewardSide(ActorCriticRegime):
                     hidden = lm.hidden(moved.ids, moved.positions, moved.cu_seqlens)[moved.index]
                     before = lm.head(hidden, moved.targets, temperature=self.sampling.temperature).logp_S
             assert before is not None
-            total += float((pack.old_logp - before.to(pack.old_logp.device))[trained].sum())
+            gap = (before.to(pack.old_logp.device) - pack.old_logp)[trained]
+            total += float((gap.exp() - 1 - gap).sum())  # k3: never negative, as an estimate that stops things must be
             text = torch.searchsorted(pack.cu_seqlens.long(), pack.index.cpu(), right=True)
             count += len(text[trained.cpu()].unique())
         totals, counts = zip(*from_all_ranks((total, count)), strict=True)
