@@ -105,10 +105,18 @@ def loop_overhead(result: dict[str, Any]) -> list[str]:
 
 
 COSTS = {"cpu_s": "CPU seconds", "wall_s": "seconds", "rise_mib": "rise of memory, MiB"}
+ROLLOUT_COSTS = {
+    "cpu_s_one_turn": "CPU seconds, one turn",
+    "wall_s_one_turn": "seconds",
+    "cpu_s_four_turns": "CPU seconds, 4 turns",
+    "wall_s_four_turns": "seconds",
+}
 TABLES = {
     "sft_training": sft_training,
     "head_loss_peers": against("materialised", COSTS),
     "policy_update": against("trl", COSTS),
+    "rollouts": against("lit_reason", ROLLOUT_COSTS),
+    "grpo_steps": against("trl", {"cpu_s": "CPU seconds a step", "steps_an_hour": "steps an hour"}),
     "loop_overhead": loop_overhead,
 }
 

@@ -11,6 +11,8 @@ SCRIPTS = (
     "benchmarks.head_family",
     "benchmarks.operators",
     "benchmarks.policy_update",  # C3
+    "benchmarks.rollouts",  # C4
+    "benchmarks.grpo_steps",
     "benchmarks.lowrank_step",  # C5
     "benchmarks.loop_overhead",  # C6
     "benchmarks.refactorization",

@@ -277,9 +277,9 @@ def in_two_processes(
     return found
 
 
-def two_processes_equal_one(case: Case, folder: Path) -> None:
+def two_processes_equal_one(case: Case, folder: Path, *more: str) -> None:
     """Not in `PROMISES`, for it costs more than they do: a step of one process, and half of its rows in each of two."""
-    rows, options = batch_rows(case), [PLAIN, "--trainer.max_steps=3"]
+    rows, options = batch_rows(case), [PLAIN, "--trainer.max_steps=3", *more]
     alone = run(case, *options, f"--data.batch_rows={rows}")
     halves = [*options, f"--data.batch_rows={rows // 2}"]
     first, second = two_ranks.run(in_two_processes, folder, case, halves, ("ddp", "fsdp2"))

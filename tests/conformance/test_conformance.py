@@ -14,6 +14,7 @@ import pytest
 from promises import PROMISES, Case, find_regimes, recipes_of, the_first_steps_are_as_recorded, write_golden
 
 from lit_reason.cli.recipes import ROOT
+from lit_reason.core.on_policy import OnPolicyRegime
 from lit_reason.regimes.sft.regime import SFTRegime
 
 SMOKE = ROOT / "smoke"
@@ -52,6 +53,14 @@ def test_promise(case, promise, request):
 @pytest.mark.dist
 def test_two_processes_equal_one(case, tmp_path):
     promises.two_processes_equal_one(case, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_two_processes_play_with_an_adapter_as_one_does(case, tmp_path):
+    if not issubclass(case.regime, OnPolicyRegime):
+        pytest.skip("plays no rollouts")
+    promises.two_processes_equal_one(case, tmp_path, "--model.lm.adapter.rank=4")
 
 
 @pytest.mark.parametrize(
