@@ -162,6 +162,54 @@ def bar_plot(
     return Figure(title, unit, svg, tuple((label, colour, "") for label, colour, _ in groups), note)
 
 
+def simplex_plot(
+    title: str,
+    corners: Sequence[str],
+    field: Sequence[tuple[Sequence[float], float]],
+    marks: Sequence[tuple[Sequence[float], str]],
+    *,
+    unit: str = "",
+    note: str = "",
+) -> Figure:
+    """Draw values over all mixes of three things, and some mixes that are marked.
+
+    Args:
+        title: what is shown.
+        corners: names of the three.
+        field: mixes of three shares each and their values, drawn the stronger the higher.
+        marks: mixes with a few letters each; the last one stands out.
+        unit: what the values count.
+        note: one sentence below the plot.
+    """
+    at = ((0.0, 0.0), (1.0, 0.0), (0.5, 0.866))
+    low, high = min(value for _, value in field), max(value for _, value in field)
+
+    def place(mix: Sequence[float]) -> tuple[float, float]:
+        return sum(w * x for w, (x, _) in zip(mix, at, strict=True)), sum(
+            w * y for w, (_, y) in zip(mix, at, strict=True)
+        )
+
+    with matplotlib.rc_context(_STYLE):
+        canvas, axes = _axes()
+        axes.set_position((0.02, 0.02, 0.96, 0.96))
+        axes.set_axis_off()
+        axes.set_aspect("equal")
+        axes.set_xlim(-0.55, 1.55)
+        axes.set_ylim(-0.13, 1.0)
+        for mix, value in field:
+            strength = 0.06 + 0.74 * (value - low) / ((high - low) or 1.0)
+            axes.plot(*place(mix), "h", markersize=9, color=_STAND_INS["c1"], alpha=strength, markeredgewidth=0)
+        for number, (mix, text) in enumerate(marks):
+            size = 9 if number == len(marks) - 1 else 5
+            axes.plot(*place(mix), "o", markersize=size, color=_STAND_INS["c2"], markeredgewidth=0)
+            axes.annotate(text, place(mix), (6, 3), textcoords="offset points", fontsize=8, color=_STAND_INS["ink"])
+        for corner, name, side in zip(at, corners, ((0, -12), (0, -12), (0, 7)), strict=True):
+            quiet = {"ha": "center", "fontsize": 8.5, "color": _STAND_INS["muted"]}
+            axes.annotate(name, corner, side, textcoords="offset points", **quiet)
+        svg = _svg(canvas, title)
+    return Figure(title, unit, svg, (("lowest", "muted", short(low)), ("highest", "c1", short(high))), note)
+
+
 def short(value: float) -> str:
     """A number in few characters: 0.004, 1.25, 940, 12.5k, 3.2M."""
     size = abs(value)

@@ -5,6 +5,7 @@ Shape letters: N responses, L tokens of prompt and response, Q tokens that all o
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -30,28 +31,40 @@ class ClassifierReward(SequenceReward):
 
     Attributes:
         tokens: token positions that went through the model so far.
-
-    Raises:
-        UserError: there is no such model, or no such label.
     """
 
     def __init__(self, path: str, label: int = 0, device: str = "cpu", share_prompt: bool = True) -> None:
+        self.path, self.label, self.device, self.share_prompt = path, label, device, share_prompt
+        self.version = f"classifier {path} {label}"
+        self.tokens = 0
+        self._shared: tuple[tuple[int, ...], list[tuple[Tensor, Tensor]]] | None = None
+
+    def load(self) -> None:
+        """Read the model.
+
+        Raises:
+            UserError: there is no such model, or no such label.
+        """
+        _ = self.model
+
+    @cached_property
+    def model(self) -> Any:
+        """The classifier, in eval mode, none of its weights trained."""
         from transformers import AutoModelForSequenceClassification
 
         try:
-            model: Any = AutoModelForSequenceClassification.from_pretrained(path)
+            model: Any = AutoModelForSequenceClassification.from_pretrained(self.path)
         except (OSError, ValueError) as error:
-            raise UserError(f"ClassifierReward.path: '{path}' is no sequence classifier: {error}") from error
-        if not 0 <= label < model.config.num_labels:
-            raise UserError(
-                f"ClassifierReward.label is {label}; '{path}' has labels 0 to {model.config.num_labels - 1}"
-            )
-        self.model = model.eval().requires_grad_(False).to(device)
-        self.label, self.share_prompt = label, share_prompt
-        self.version = f"classifier {path} {label}"
-        self.causal = hasattr(model, "score") and not getattr(model.config, "is_encoder_decoder", False)
-        self.tokens = 0
-        self._shared: tuple[tuple[int, ...], list[tuple[Tensor, Tensor]]] | None = None
+            raise UserError(f"ClassifierReward.path: '{self.path}' is no sequence classifier: {error}") from error
+        if not 0 <= self.label < model.config.num_labels:
+            last = model.config.num_labels - 1
+            raise UserError(f"ClassifierReward.label is {self.label}; '{self.path}' has labels 0 to {last}")
+        return model.eval().requires_grad_(False).to(self.device)
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token's state knows nothing of what follows, and the head is known."""
+        return hasattr(self.model, "score") and not getattr(self.model.config, "is_encoder_decoder", False)
 
     @torch.no_grad()
     def __call__(self, ids_NL: Tensor, seen_NL: Tensor) -> Tensor:
@@ -63,9 +76,7 @@ class ClassifierReward(SequenceReward):
             self.tokens += ids_NL.numel()
             return self.model(input_ids=ids_NL, attention_mask=seen_NL.long()).logits[:, self.label].float()
         hidden_NLD, Q = self._hidden(ids_NL, seen_NL)
-        place_L = torch.arange(Q, ids_NL.shape[1], device=ids_NL.device)
-        last_N = torch.where(seen_NL[:, Q:], place_L - Q, -1).amax(1).clamp(min=0)
-        chosen_ND = hidden_NLD[torch.arange(len(last_N)), last_N]
+        chosen_ND = hidden_NLD[torch.arange(len(ids_NL)), _last(seen_NL) - Q]
         return self.model.score(chosen_ND)[:, self.label].float()
 
     @torch.no_grad()
@@ -112,11 +123,11 @@ class ClassifierReward(SequenceReward):
         return out.last_hidden_state, Q
 
     def _common(self, ids_NL: Tensor, seen_NL: Tensor) -> int:
-        """Tokens that all rows begin with and see; at least one token of each row is left to run."""
+        """Tokens that all rows begin with and see; the token that each is scored at is left to run."""
         same_L = ((ids_NL == ids_NL[:1]) & seen_NL).all(0)
         unequal = (~same_L).nonzero()
-        Q = int(unequal[0]) if len(unequal) else len(same_L)
-        return min(Q, len(same_L) - 1) if Q > LEAST_SHARED else 0
+        Q = min(int(unequal[0]) if len(unequal) else len(same_L), int(_last(seen_NL).min()))
+        return Q if Q > LEAST_SHARED else 0
 
     def _prompt(self, ids_Q: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of a beginning, kept until another one comes; a shorter one is read from a longer."""
@@ -131,3 +142,9 @@ class ClassifierReward(SequenceReward):
             self._shared = (ids, [(layer.keys, layer.values) for layer in layers])
         Q = len(ids)
         return [(keys[:, :, :Q], values[:, :, :Q]) for keys, values in self._shared[1]]
+
+
+def _last(seen_NL: Tensor) -> Tensor:
+    """Place of each row's last token that is seen; the first where none is."""
+    place_L = torch.arange(seen_NL.shape[1], device=seen_NL.device)
+    return torch.where(seen_NL, place_L, 0).amax(1)

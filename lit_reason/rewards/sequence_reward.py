@@ -35,6 +35,9 @@ class SequenceReward(ABC):
             `float [N]`.
         """
 
+    def load(self) -> None:  # noqa: B027 (most rewards need nothing)
+        """Read what the reward needs, once before training."""
+
     def for_task(self, task: Mapping[str, Any], start: int) -> SequenceReward:
         """The reward of answers to one task; itself where the tokens say all.
 

@@ -68,13 +68,14 @@ def test_a_shared_prompt_changes_no_score_and_saves_its_tokens(folder):
     path = causal(folder)
     shared, alone = ClassifierReward(path), ClassifierReward(path, share_prompt=False)
     present = torch.rand((12, len(RESPONSE)), generator=torch.Generator().manual_seed(0)) < 0.5
+    present[3] = False  # scored at the last token of the prompt itself
     ids = torch.tensor([[*PROMPT, *RESPONSE]]).expand(12, -1)
     seen = torch.cat([torch.ones((12, len(PROMPT)), dtype=torch.bool), present], 1)
     torch.testing.assert_close(shared(ids, seen), alone(ids, seen), rtol=1e-4, atol=1e-5)
-    assert shared.tokens <= len(PROMPT) + 12 * len(RESPONSE) < alone.tokens
+    assert shared.tokens <= len(PROMPT) + 12 * (len(RESPONSE) + 1) < alone.tokens
     before = shared.tokens
     shared(ids, seen)
-    assert shared.tokens - before <= 12 * len(RESPONSE)  # the prompt is still known
+    assert shared.tokens - before <= 12 * (len(RESPONSE) + 1)  # the prompt is still known
     other = ids.clone()
     other[:, 0] = 50
     torch.testing.assert_close(shared(other, seen), alone(other, seen), rtol=1e-4, atol=1e-5)  # and forgotten in time
@@ -124,9 +125,9 @@ def test_a_reward_without_attention_and_a_model_that_is_none_are_refused(tmp_pat
     with pytest.raises(UserError, match="needs a reward model that attends"):
         Attributor(["attention"], AttributionConfig()).explain(PlantedReward(61), PROMPT, RESPONSE)
     with pytest.raises(UserError, match="is no sequence classifier"):
-        ClassifierReward(str(tmp_path))
+        ClassifierReward(str(tmp_path)).load()
 
 
 def test_a_label_that_is_none_is_refused(folder):
     with pytest.raises(UserError, match="label is 2"):
-        ClassifierReward(str(folder), label=2)
+        ClassifierReward(str(folder), label=2).load()

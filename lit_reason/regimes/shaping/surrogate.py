@@ -36,15 +36,10 @@ def propose(points_NK: Tensor, value_N: Tensor, variance_N: Tensor, seed: int) -
         UserError: BoTorch is not installed.
     """
     with _botorch(seed):
-        from botorch.acquisition.logei import qLogNoisyExpectedImprovement
         from botorch.optim import optimize_acqf
-        from botorch.sampling import SobolQMCNormalSampler
 
         free = points_NK.shape[1] - 1
-        sampler = SobolQMCNormalSampler(torch.Size([DRAWS]), seed=seed)
-        improvement = qLogNoisyExpectedImprovement(
-            _process(points_NK, value_N, variance_N), points_NK[:, :-1], sampler=sampler, prune_baseline=True
-        )
+        improvement = _improvement(points_NK, value_N, variance_N, seed)
         candidates = sobol_points(CANDIDATES, free + 1, seed)[:, None, :-1]
         with torch.no_grad():
             best = improvement(candidates).topk(STARTS).indices
@@ -58,6 +53,34 @@ def propose(points_NK: Tensor, value_N: Tensor, variance_N: Tensor, seed: int) -
             options={"maxiter": STEPS},
         )
         return on_simplex(found[0].detach())
+
+
+def acquisition(points_NK: Tensor, value_N: Tensor, variance_N: Tensor, at_MK: Tensor, seed: int = 0) -> Tensor:
+    """Logarithm of the noisy expected improvement, which `propose` maximises.
+
+    Args:
+        points_NK: evaluated points.
+        value_N: what was observed there.
+        variance_N: variance of each observation.
+        at_MK: where to look.
+        seed: of the draws.
+
+    Returns:
+        `float64 [M]`.
+    """
+    with _botorch(seed):
+        improvement = _improvement(points_NK, value_N, variance_N, seed)
+        with torch.no_grad():
+            return improvement(at_MK[:, None, :-1])
+
+
+def _improvement(points_NK: Tensor, value_N: Tensor, variance_N: Tensor, seed: int) -> Any:
+    from botorch.acquisition.logei import qLogNoisyExpectedImprovement
+    from botorch.sampling import SobolQMCNormalSampler
+
+    process = _process(points_NK, value_N, variance_N)
+    sampler = SobolQMCNormalSampler(torch.Size([DRAWS]), seed=seed)
+    return qLogNoisyExpectedImprovement(process, points_NK[:, :-1], sampler=sampler, prune_baseline=True)
 
 
 def posterior(

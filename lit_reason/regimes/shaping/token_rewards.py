@@ -84,6 +84,7 @@ class TokenRewards:
             seed: of the explainers' draws.
         """
         self.reward = self.reward or EnvironmentReward(env, rewards, decode, stop_ids)
+        self.reward.load()
         names = self.shaping.explainers
         self._attributor = Attributor(names, self.attribution, seed=seed, always=stop_ids, decode=decode)
 
