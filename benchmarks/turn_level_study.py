@@ -242,26 +242,66 @@ def in_a_process(function: Any, *arguments: Any) -> None:
 
 
 def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """The table as Markdown; ratios to `traj_mr` are taken seed by seed, since equal seeds share their tasks."""
-    yield "| task | rule | rate | reached | rounds to 90 % | tokens to 90 % | 95 % of rounds | of merged | success |"
-    yield "|---|---|---|---|---|---|---|---|---|"
-    merged = {row["task"]: row["rounds"] for row in rows if row["rule"] == "traj_mr"}
+    """The table as Markdown. Runs that did not get there count as `MOST_ROUNDS`, so `>=` stands before their means."""
+    yield "| task | rule | rate | reached | rounds | 95 % | tokens | of `traj_mr` | of `flat_content` | success |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    by_name = {(row["task"], row["rule"]): row["rounds"] for row in rows}
     for row in rows:
         seeds, task = row["rounds"], row["task"]
         mean, half = interval(list(seeds.values()))
         most, turns = MOST_ROUNDS[TASKS[task]], TASKS[task]
         sign = "" if row["reached"] == len(seeds) else ">= "
-        logs = [math.log(n / merged[task][seed]) for seed, n in seeds.items() if seed in merged.get(task, {})]
-        gap, gap_half = interval(logs) if logs else (math.nan, None)
-        ratio = f"{math.exp(gap):.2f}"
-        if gap_half is not None and row["rule"] != "traj_mr":
-            ratio += f" ({math.exp(gap - gap_half):.2f} to {math.exp(gap + gap_half):.2f})"
         around = "-" if half is None else f"{max(mean - half, 0):.0f} to {min(mean + half, most):.0f}"
         tokens = f"{sign}{mean * ROLLOUTS * turns:,.0f}"
+        ratios = [
+            "-" if row["rule"] == other else ratio(seeds, by_name.get((task, other), {}))
+            for other in ("traj_mr", "flat_content")
+        ]
         yield (
-            f"| {task} | {row['rule']} | {row['lr']:g} | {row['reached']}/{len(seeds)} | {sign}{mean:.0f} | {tokens} | "
-            f"{around} | {ratio} | {row['final']:.2f} |"
+            f"| {task} | `{row['rule']}` | {row['lr']:g} | {row['reached']}/{len(seeds)} | {sign}{mean:.0f} | "
+            f"{around} | {tokens} | {' | '.join(ratios)} | {row['final']:.2f} |"
         )
+
+
+def ratio(rounds: dict[int, int], others: dict[int, int]) -> str:
+    """Rounds as a share of another rule's, with an interval, seed by seed, since equal seeds share their tasks."""
+    logs = [math.log(n / others[seed]) for seed, n in rounds.items() if seed in others]
+    if not logs:
+        return "-"
+    mean, half = interval(logs)
+    around = "" if half is None else f" ({math.exp(mean - half):.2f} to {math.exp(mean + half):.2f})"
+    return f"{math.exp(mean):.2f}{around}"
+
+
+def plot(study: Study, rows: list[dict[str, Any]], file: Path) -> None:
+    """Success by round, a running mean over `WINDOW` rounds, averaged over seeds; a run at its goal stays there.
+
+    Args:
+        study: its runs.
+        rows: of the table; tasks with three rules or more get a panel.
+        file: SVG to write.
+    """
+    from matplotlib.figure import Figure
+
+    counted = {task: [row for row in rows if row["task"] == task] for task in sorted(TASKS)}
+    shown = {task: several for task, several in counted.items() if len(several) > 1}
+    figure = Figure(figsize=(3.4 * len(shown), 3.0), layout="constrained")
+    colours = dict(zip(RULES, ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#000000", "#cc79a7"), strict=True))
+    for axes, (task, several) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+        for row in several:
+            curves = []
+            for seed in row["rounds"]:
+                found = study.done[Run(task, row["rule"], row["lr"], seed)]["success"]
+                smooth = [statistics.fmean(found[max(i - WINDOW + 1, 0) : i + 1]) for i in range(len(found))]
+                curves.append(smooth + smooth[-1:] * (MOST_ROUNDS[TASKS[task]] - len(smooth)))
+            mean = [statistics.fmean(values) for values in zip(*curves, strict=True)]
+            axes.plot(range(1, len(mean) + 1), mean, color=colours[row["rule"]], label=row["rule"], linewidth=1.5)
+        axes.axhline(GOAL, color="0.6", linewidth=0.8, linestyle=":")
+        axes.set(title=task, xlabel="rounds of 64 rollouts", ylim=(0, 1))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("all turns right")
+    figure.axes[-1].legend(frameon=False, fontsize=8)
+    figure.savefig(file, metadata={"Date": None})
 
 
 def main() -> None:
@@ -291,6 +331,7 @@ def main() -> None:
     print("\n".join(lines(rows)))
     if given.record:
         runs = [{**asdict(run), **found} for run, found in study.done.items()]
+        plot(study, rows, Path("docs/studies/turn_level.svg"))
         print(record("turn_level_study", {"rows": rows, "runs": runs}, command="python -m benchmarks.turn_level_study"))
 
 
