@@ -173,7 +173,8 @@ class Study:
         if run not in self.done:
             if time.time() > self.stop_at:
                 raise TimeoutError
-            folder, result = self.folder(run.task), self.out / "latest.json"
+            folder = self.folder(run.task)
+            result = folder / f"{run.rule}-{run.lr:g}-{run.seed}.json"
             if not (folder / "export").exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 in_a_process(warm_start, folder, TASKS[run.task])
