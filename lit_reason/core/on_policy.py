@@ -334,7 +334,7 @@ class OnPolicyRegime(Regime):
             folder = run_folder(self.trainer)
             folder.mkdir(parents=True, exist_ok=True)
             worth = [dataclasses.replace(r.trajectory, advantage=r.advantage_T.float().tolist()) for r in credited]
-            write_ledger(folder / name, [*worth, *unplayed])
+            write_ledger(folder / name, sorted([*worth, *unplayed], key=lambda t: (t.prompt, t.rollout)))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Log the figures of the update and of the rounds since the last time."""
