@@ -16,12 +16,15 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from lit_reason.cli.reason_cli import build
+from lit_reason.core.config import OptimConfig
 from lit_reason.core.metrics_log import read_metrics
 from lit_reason.core.run_folder import run_folder
 from lit_reason.data.packing import pack_rows
 from lit_reason.errors import UserError
 from lit_reason.regimes.irl.answers import AnswerPlayer, answer_logps, make_pair, text_row
+from lit_reason.regimes.irl.config import RewardConfig, RoundConfig
 from lit_reason.regimes.irl.demonstrations import Demonstration, RoundPlan, shuffled
+from lit_reason.regimes.irl.rates import rates
 from lit_reason.rollout.trajectory import NOT_SAMPLED, Trajectory
 from lit_reason.tasks import chain
 from lit_reason.tasks.problem_file import write_problems
@@ -149,6 +152,17 @@ def test_places_of_a_round_are_reward_steps_then_policy_steps(folder):
     flat = sum(ours, [])
     assert [sorted(flat[i : i + 7]) for i in (0, 7, 14)] == [list(range(7))] * 3 and flat[:7] != flat[7:14]
     assert flat[2:6] == shuffled([1, 2], 2, 4, 7).tolist()
+
+
+def test_each_rate_runs_through_its_own_steps_of_every_round():
+    optim = OptimConfig(schedule="linear", warmup=0.0, final_lr=0.0)
+    reward, rounds = RewardConfig(schedule="linear"), RoundConfig(reward_steps=3, policy_steps=5)
+    of_policy, of_reward = rates(optim, reward, rounds)
+    for start in (0, 8):
+        assert [of_reward(start + s) for s in range(3)] == [1.0, 0.5, 0.0]
+        assert [of_policy(start + 3 + s) for s in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    implicit, _ = rates(optim, RewardConfig(model="policy"), RoundConfig(reward_steps=5, policy_steps=0))
+    assert [implicit(5 + s) for s in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
 # ---- brakes ------------------------------------------------------------------------------------------------------

@@ -11,14 +11,10 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from lit_reason.core.actor_critic import ActorCriticRegime
-from lit_reason.core.config import OptimConfig
 from lit_reason.core.optim import build_optimizer
 from lit_reason.core.ranks import from_all_ranks
-from lit_reason.core.schedules import lr_factor
 from lit_reason.data.packing import pack_rows
 from lit_reason.data.token_row import TokenRow
 from lit_reason.errors import UserError
@@ -26,11 +22,11 @@ from lit_reason.metrics.intervals import wilson
 from lit_reason.metrics.means import Means
 from lit_reason.models.language_model import LanguageModel
 from lit_reason.models.reward import REWARD_ADAPTER, RewardModel, train_all_adapters
-from lit_reason.optim.together import Together
 from lit_reason.regimes.irl import watch
 from lit_reason.regimes.irl.answers import AnswerPlayer, answer_logps, text_row
 from lit_reason.regimes.irl.config import RewardConfig, RoundConfig, check_together
 from lit_reason.regimes.irl.demonstrations import DemonstrationData, RoundBatch, RoundPlan, with_steps
+from lit_reason.regimes.irl.rates import with_reward
 from lit_reason.regimes.irl.rounds import Rounds
 from lit_reason.rollout.config import DialogueConfig, SamplingConfig
 from lit_reason.rollout.engine import Engine
@@ -128,28 +124,13 @@ class RewardSide(ActorCriticRegime):
 
     def configure_optimizers(self) -> Any:
         """One optimizer, two rates: the policy's and the reward's, each with its schedule over its steps of a round."""
-        c, plan = self.reward_config, self.round_config
         own = self.reward_parameters()
         for parameter in own:
             parameter.requires_grad_(False)
-        optimizer = build_optimizer(self, self.optim_config)
-        count = len(optimizer.param_groups)
+        policy = build_optimizer(self, self.optim_config)
         for parameter in own:
             parameter.requires_grad_(True)
-        if own:
-            optimizer = Together(optimizer, AdamW(own, lr=c.lr, eps=1e-5, weight_decay=0.0, fused=True))
-        shape = OptimConfig(schedule=c.schedule, warmup=0.0, final_lr=0.0)
-        length, implicit = plan.reward_steps + plan.policy_steps, c.model == "policy"
-
-        def of_reward(step: int) -> float:
-            return lr_factor(step % length, plan.reward_steps, shape)
-
-        def of_policy(step: int) -> float:
-            at, total = step % length, plan.reward_steps if implicit else plan.policy_steps
-            return lr_factor(at if implicit else max(at - plan.reward_steps, 0), total, self.optim_config)
-
-        rates: Any = [of_policy if i < count else of_reward for i in range(len(optimizer.param_groups))]
-        schedule = LambdaLR(optimizer, rates)
+        optimizer, schedule = with_reward(policy, own, self.optim_config, self.reward_config, self.round_config)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
     def restart_reward(self, number: int) -> None:
