@@ -140,7 +140,7 @@ def run_facts(
 
     Args:
         trainer: the run; its data module may have a `ledger`, a callback may be a `VerifiedGeneration`.
-        pl_module: what it trains; may have an `lm_config` (`ModelConfig`).
+        pl_module: what it trains; may have an `lm_config` (`ModelConfig`), and parts of the page (`page_sections`).
         folder: the run folder, where `config.yaml` lies.
         status: see `lit_reason.core.report.ReportData.status`.
         alarm: what went wrong.
@@ -152,6 +152,7 @@ def run_facts(
     history = generation.history if generation else []
     config = folder / "config.yaml"
     name = trainer.logger.name if trainer.logger else None
+    page_sections: Any = getattr(pl_module, "page_sections", None)
     return RunFacts(
         title=title or name or folder.name,
         method=type(pl_module).__name__.removesuffix("Regime"),
@@ -162,6 +163,7 @@ def run_facts(
         ledger=getattr(getattr(trainer, "datamodule", None), "ledger", {}),
         samples=choose_samples(last.records if last else (), samples),
         rollouts=rollout_section(folder / "rollouts.jsonl", partial(_text, pl_module)),
+        own=page_sections() if callable(page_sections) else (),
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         command=shlex.join(sys.argv),
         versions=versions(trainer, pl_module),

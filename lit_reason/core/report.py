@@ -136,7 +136,7 @@ class Piece:
 
     Attributes:
         text: its words.
-        label: what it is, shown before it.
+        label: what it is, shown before it; empty shows none.
         colour: style-sheet variable, one of `COLOURS`, `above`, `below` or `muted`.
         size: how wide it stands in the strip above the text.
         faint: shown as background rather than substance.

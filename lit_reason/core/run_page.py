@@ -44,6 +44,7 @@ class RunFacts:
         ledger: what data preparation counted: `rows`, `bad_rows`, `dropped`, `condensation`, `notes`.
         samples: newest answers to held-out prompts.
         rollouts: newest recorded rollouts.
+        own: parts of the page that the regime adds.
         config: the recipe as it was run, YAML.
         command: the command line.
         versions: packages and machine.
@@ -59,6 +60,7 @@ class RunFacts:
     ledger: Mapping[str, Any] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
     rollouts: Section = Section("Rollouts")  # noqa: RUF009 (frozen)
+    own: Sequence[Section] = ()
     config: str = ""
     command: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -89,6 +91,7 @@ def run_page(facts: RunFacts, log: MetricsLog) -> ReportData:
             Section("Tokens by part of the trace", figures=_segment_plots(log)),
             Section("Restarts", figures=_restart_plots(log)),
             credit_section(log),
+            *facts.own,
             facts.rollouts,
             _samples(facts.samples),
             _data(facts.ledger),

@@ -15,11 +15,13 @@ from lit_reason.core.config import OptimConfig
 from lit_reason.core.critic_config import CriticConfig
 from lit_reason.core.group_credit import by_group
 from lit_reason.core.policy_config import PolicyConfig
+from lit_reason.core.report import Section
 from lit_reason.credit.group import CreditConfig, credit_rule
 from lit_reason.metrics.means import Means
 from lit_reason.models.config import ModelConfig
 from lit_reason.regimes.shaping.config import SearchConfig, ShapingConfig
 from lit_reason.regimes.shaping.inner_runs import InnerRuns
+from lit_reason.regimes.shaping.page import credit_section, search_section
 from lit_reason.regimes.shaping.searching import Searching
 from lit_reason.regimes.shaping.token_rewards import FIGURES, TokenRewards
 from lit_reason.rewards.attribution.config import AttributionConfig
@@ -104,3 +106,12 @@ class ShapingRegime(Searching, ActorCriticRegime):
         every = getattr(self.trainer, "log_every_n_steps", 0)
         if every and (self.trainer.global_step + 1) % every == 0:
             self.log_meter(self.token_meter, "train")
+
+    def page_sections(self) -> list[Section]:
+        """What the page of a run shows beyond that of every run: trials, costs, tokens coloured by credit."""
+        names = self.token_rewards.shaping.explainers
+        weights = self.inner.trial.weights if self.inner and self.inner.trial else self.weights
+        credit = credit_section(self.token_rewards.shown, names, weights, self.text_of)
+        if self.inner is None:
+            return [credit]
+        return [search_section(self.inner.trials(), names, surrogate=self.inner.config.propose == "bayes"), credit]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,16 +59,19 @@ class Searching(Base):
 
     def on_train_start(self) -> None:
         """Open explainers and store."""
-        player, tokenizer = self.player(self.sampling, self.dialogue), self.tokenizer
-        self.token_rewards.open(
-            self._data.env,
-            player.rewards,
-            lambda ids: str(tokenizer.decode(list(ids))),
-            player.observations.stop_ids,
-            self.sampling.seed,
-        )
+        player = self.player(self.sampling, self.dialogue)
+        stop_ids = player.observations.stop_ids
+        self.token_rewards.open(self._data.env, player.rewards, self.text_of, stop_ids, self.sampling.seed)
         if self.inner is not None:
             self.inner.open(self, run_folder(self.trainer), self.digest)
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Tokens as text.
+
+        Args:
+            ids: of the tokens.
+        """
+        return str(self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         """Between two rounds an inner run may end and the next one begin."""
