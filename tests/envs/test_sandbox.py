@@ -257,6 +257,11 @@ with Sandbox(timeout_s=10.0, check=False) as bare:
     start = t.GET_OS + "\\nprint('inside')\\n"
     leaks = [a for a in t.POSSESSED if bare.run(start + a + "\\nprint('out')").output != "inside\\n"]
     wrong = [s for s in t.BELOW if not bare.run(s).error]
+with Sandbox(timeout_s=10.0) as whole:
+    wrong += [s for s in t.SURFACE if not whole.run(s).error]
+with Sandbox(timeout_s=2.0, memory_mb=256) as tight:
+    wrong += [s for s, why in t.GREEDY.items() if not tight.run(s).error.startswith(why)]
+    wrong += [] if tight.run("print(1)").output == "1\\n" else ["a program after greedy ones"]
 print(json.dumps([filtered, leaks, wrong]))
 """
 
