@@ -126,14 +126,15 @@ def turn_rtg(rewards: GroupRewards, config: CreditConfig) -> Tensor:
 
     Args:
         rewards: of one group.
-        config: gamma, leave_one_out, scale and eps are read; the scale is the deviation of the total returns.
+        config: gamma, leave_one_out, scale and eps are read; the scale is the largest deviation of `Q_k` at any turn k.
+            That of the totals alone would be 0 where all earn the same on different turns, and divide by `eps`.
 
     Returns:
         `float64 [G, K]`, 0 after a rollout's last turn.
     """
     q_GK = to_go(rewards.due_GK, config.gamma)
     advantage_GK = (q_GK - _baseline(q_GK, config)) * rewards.alive_GK
-    return advantage_GK / _scale(rewards.total_G, config)
+    return advantage_GK / _scale(q_GK, config)
 
 
 def flat_content(rewards: GroupRewards, config: CreditConfig) -> Tensor:
@@ -214,9 +215,9 @@ def _baseline(value: Tensor, config: CreditConfig) -> Tensor:
     return (value.sum(0) - value) / (G - 1) if G > 1 else torch.zeros_like(value)
 
 
-def _scale(total_G: Tensor, config: CreditConfig) -> Tensor | float:
-    """The one number that divides a group's advantages."""
-    return _deviation(total_G) + config.eps if config.scale == "group" else 1.0
+def _scale(returns: Tensor, config: CreditConfig) -> Tensor | float:
+    """The one number that divides a group's advantages: the deviation of its returns, the largest of several turns'."""
+    return _deviation(returns).max() + config.eps if config.scale == "group" else 1.0
 
 
 def _deviation(value: Tensor) -> Tensor:

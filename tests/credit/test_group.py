@@ -73,6 +73,14 @@ def test_one_number_scales_the_whole_group():
     torch.testing.assert_close(scaled, plain / (std + 1e-4))
 
 
+def test_equal_totals_earned_on_different_turns_are_not_divided_by_eps():
+    rewards = GroupRewards.of([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
+    found = RULES["turn_rtg"](rewards, CreditConfig())
+    # From turn 0 on both earn 1; from turn 1 on 0 and 1, whose deviation is 1 / sqrt 2.
+    expected = torch.tensor([[0.0, -1.0], [0.0, 1.0]], dtype=torch.float64) / (0.5**0.5 + 1e-4)
+    torch.testing.assert_close(found, expected)
+
+
 def test_flat_content_is_blind_to_the_turn_that_was_rewarded():
     early = GroupRewards.of([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], [0.0, 0.5])
     late = GroupRewards.of([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]], [0.0, 0.5])
