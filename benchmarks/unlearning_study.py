@@ -1,8 +1,7 @@
 """The unlearning study: every loss on models that have memorised rows of LUME's form, scored as the benchmark scores.
 
-Two tiers share this program. `people` trains a tiny Llama from scratch on invented documents (`tasks.people`). `lume`
-takes files of LUME's rows and a model of the user's own. For each seed a model memorises both sets, another (the gold
-standard) the retain set alone; then each loss unlearns at one learning rate, chosen on a seed that is not reported.
+A tiny Llama memorises invented documents (`tasks.people`) from scratch; another, the gold standard, all but those to
+forget. Then each loss unlearns with an adapter, at a learning rate chosen on other documents and another model.
 
 Every finished run is one JSON file, and a run whose file is there is not made again:
 
@@ -17,41 +16,66 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import seed_everything
+from lightning.pytorch.loggers import CSVLogger
 
-from lit_reason.cli.reason_cli import build
+from lit_reason.callbacks.hf_export import HFExport
+from lit_reason.core.config import OptimConfig
 from lit_reason.core.metrics_log import read_metrics
 from lit_reason.core.run_folder import run_folder
+from lit_reason.core.trainer import ReasonTrainer
 from lit_reason.data.text.tokenizer_training import train_tokenizer
+from lit_reason.data.unlearning.datamodule import UnlearnData
+from lit_reason.errors import UserError
+from lit_reason.models.config import AdapterConfig, ModelConfig
+from lit_reason.regimes.unlearn.losses import (
+    GA,
+    GD,
+    KL,
+    NPO,
+    RMU,
+    IdkDPO,
+    Memorize,
+    RetainOnly,
+    SimNPO,
+    UnlearningLoss,
+)
+from lit_reason.regimes.unlearn.regime import UnlearnRegime
+from lit_reason.rollout.config import SamplingConfig
 from lit_reason.tasks.people import write_people
 
 DATE = "2026-11-25"
 EPOCHS = 10
-SWEEP_SEED, SEEDS = 99, (0, 1, 2)
-RATES = (3e-4, 1e-3, 3e-3)
+SWEEP, REPORTED = 99, 0  # seeds of documents: on which rates are chosen, and of which the table is
+SEEDS = (0, 1, 2)  # of adapters and order
+SAMPLING = SamplingConfig(temperature=0.0, top_p=1.0, max_new_tokens=40, batch_size=128)
+RATES = (5e-4, 2e-3)
 
-# Name in the tables: the options of the loss.
-LOSSES: dict[str, list[str]] = {
-    "GA": ["GA"],
-    "GD": ["GD"],
-    "KL": ["KL"],
-    "NPO": ["NPO", "retain=none"],
-    "NPO + retain": ["NPO"],
-    "NPO + KL": ["NPO", "retain=kl"],
-    "SimNPO": ["SimNPO"],
-    "IdkDPO": ["IdkDPO"],
-    "RMU": ["RMU", "layer=1", "coefficient=10.0"],
+# Name in the tables: the loss, and settings of the data that go with it.
+Arm = tuple[Callable[[], UnlearningLoss], dict[str, Any]]
+LOSSES: dict[str, Arm] = {
+    "GA": (GA, {}),
+    "GD": (GD, {}),
+    "KL": (KL, {}),
+    "NPO": (partial(NPO, retain="none"), {}),
+    "NPO + retain": (NPO, {}),
+    "NPO + KL": (partial(NPO, retain="kl"), {}),
+    "SimNPO": (SimNPO, {}),
+    "IdkDPO": (IdkDPO, {}),
+    "RMU": (partial(RMU, layer=1, coefficient=10.0), {}),
 }
-# Our own attempt: bounded loss on sums, chunks of forget rows, three retain rows each in turn, late layers alone.
-OURS: dict[str, list[str]] = {
-    "ours: ratio 3": ["NPO", "--data.retain_ratio=3"],
-    "ours: ratio 3, chunks": ["NPO", "--data.retain_ratio=3", "--data.chunk_rows=27", "--data.chunk_passes=5"],
-    "ours: GD with ceiling, ratio 3": ["GD", "ceiling=6.0", "--data.retain_ratio=3"],
+# Our own attempts, at equal epochs over the forget rows: three retain rows in turn beside each of them, and either
+# chunks of forget rows, or a ceiling: a loss at which a token counts as forgotten.
+OURS: dict[str, Arm] = {
+    "ours: chunks": (NPO, {"retain_ratio": 3, "chunk_rows": 20, "chunk_passes": 5}),
+    "ours: ceiling": (partial(GD, ceiling=6.0), {"retain_ratio": 3}),
 }
 TINY = {
     "model_type": "llama",
@@ -66,22 +90,28 @@ TINY = {
 }
 
 
-def model_options(loss: list[str]) -> list[str]:
-    """Command-line options of a loss."""
-    name, *rest = loss
-    return [f"--model.loss={name}", *(o if o.startswith("--") else f"--model.loss.{o}" for o in rest)]
+def data_of(folder: Path, seed: int, batch_rows: int, **settings: Any) -> UnlearnData:
+    """The data module of a run; `settings` go before the files of `folder`."""
+    files = {name: str(folder / f"{name}.jsonl") for name in ("forget", "retain", "members", "nonmembers", "utility")}
+    return UnlearnData(**{**files, **settings}, batch_rows=batch_rows, max_length=192, seed=seed)
 
 
-def base_options(data: Path, run: Path, seed: int) -> list[str]:
-    """What all runs share."""
-    return [
-        *(f"--seed_everything={seed}", "--model=UnlearnRegime", "--data=UnlearnData", f"--data.seed={seed}"),
-        *(f"--data.{name}={data / name}.jsonl" for name in ("forget", "retain", "members", "nonmembers", "utility")),
-        *("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
-        *("--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={run}", "--trainer.logger.name=log"),
-        *("--model.sampling.max_new_tokens=40", "--model.sampling.batch_size=128", "--data.max_length=192"),
-        *("--trainer.enable_checkpointing=false", "--trainer.num_sanity_val_steps=0", "--trainer.log_every_n_steps=5"),
-    ]
+def trainer_of(folder: Path, epochs: int, every: int = 0, callbacks: list[Any] | None = None) -> ReasonTrainer:
+    """The trainer of a run that validates every so many epochs; 0 never."""
+    return ReasonTrainer(
+        accelerator="cpu",
+        logger=CSVLogger(folder, "log"),
+        max_epochs=epochs,
+        check_val_every_n_epoch=every or None,
+        limit_val_batches=1.0 if every else 0,
+        gradient_clip_val=1.0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=10,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+    )
 
 
 def write_tokenizer(data: Path, folder: Path) -> int:
@@ -92,58 +122,51 @@ def write_tokenizer(data: Path, folder: Path) -> int:
     return len(tokenizer)
 
 
-def learn(data: Path, work: Path, seed: int, loss: str, epochs: int) -> Path:
+def learn(data: Path, work: Path, seed: int, loss: type[UnlearningLoss], epochs: int) -> Path:
     """A model from scratch that has memorised everything, or everything but the forget set. Made once."""
-    folder = work / f"{loss.lower()}-{seed}"
+    folder = work / f"{loss.__name__.lower()}-{seed}"
     if (folder / "done").exists():
         return Path((folder / "done").read_text())
-    size = write_tokenizer(data, folder / "tokenizer")
-    fields = {**TINY, "vocab_size": size}
-    retain = json.dumps([str(data / "retain.jsonl"), str(data / "common.jsonl")])
-    given = [
-        *base_options(data, folder, seed),
-        *(f"--data.retain={retain}", f"--model.loss={loss}", "--data.batch_rows=16"),
-        *(f"--model.lm.config={json.dumps(fields)}", f"--model.lm.tokenizer={folder / 'tokenizer'}"),
-        *("--model.optim.lr=3e-3", "--model.optim.warmup=0.05", f"--trainer.max_epochs={epochs}"),
-        *("--trainer.limit_val_batches=0", "--trainer.gradient_clip_val=1.0", "--trainer.callbacks+=HFExport"),
-    ]
-    cli = build("fit", given)
-    cli.run_verb()
-    export = run_folder(cli.trainer) / "export"
+    seed_everything(seed)
+    fields = {**TINY, "vocab_size": write_tokenizer(data, folder / "tokenizer")}
+    lm = ModelConfig(config=fields, tokenizer=str(folder / "tokenizer"))
+    regime = UnlearnRegime(lm, loss(), OptimConfig(lr=3e-3, warmup=0.05))
+    rows = data_of(data, seed, 16, retain=[str(data / f"{name}.jsonl") for name in ("retain", "common")])
+    trainer = trainer_of(folder, epochs, callbacks=[HFExport()])
+    trainer.fit(regime, datamodule=rows)
+    export = run_folder(trainer) / "export"
     (folder / "done").write_text(str(export))
     return export
 
 
-def score(data: Path, work: Path, seed: int, model: Path) -> dict[str, float]:
+def score(data: Path, work: Path, model: Path) -> dict[str, float]:
     """The benchmark's scores of a model."""
-    cli = build("test", [*base_options(data, work / "test", seed), "--model.loss=NPO", f"--model.lm.path={model}"])
-    cli.run_verb()
-    return json.loads((run_folder(cli.trainer) / "unlearning.json").read_text())
+    regime = UnlearnRegime(ModelConfig(path=str(model)), NPO(), sampling=SAMPLING)
+    trainer = trainer_of(work / "test", 1)
+    trainer.test(regime, datamodule=data_of(data, 0, 16))
+    return json.loads((run_folder(trainer) / "unlearning.json").read_text())
 
 
-def unlearn(data: Path, work: Path, seed: int, start: Path, loss: list[str], lr: float) -> dict[str, Any]:
-    """One unlearning run with a LoRA adapter: scores by generation at its end, and the curves of its epochs."""
-    passes = next((int(o.partition("=")[2]) for o in loss if o.startswith("--data.chunk_passes")), 1)
-    given = [
-        *base_options(data, work / "unlearn", seed),
-        *model_options(loss),
-        *(f"--model.lm.path={start}", "--model.lm.adapter.rank=16", f"--model.optim.lr={lr}", "--data.batch_rows=8"),
-        *("--model.optim.schedule=linear", "--model.optim.warmup=0.1", "--trainer.gradient_clip_val=1.0"),
-        *(f"--trainer.max_epochs={EPOCHS // passes}", f"--model.score_every={EPOCHS // passes}"),
-    ]
-    cli = build("fit", given)
-    start_cpu = time.process_time()
+def unlearn(data: Path, work: Path, seed: int, start: Path, arm: Arm, lr: float, *, generate: bool) -> dict[str, Any]:
+    """One unlearning run with a LoRA adapter: scores at its end, and with `generate` curves by epoch too."""
+    make, settings = arm
+    epochs = EPOCHS // settings.get("chunk_passes", 1)
+    every = min(2, epochs) if generate else 0
+    seed_everything(seed)
+    lm = ModelConfig(path=str(start), adapter=AdapterConfig(rank=16))
+    optim = OptimConfig(lr=lr, weight_decay=0.01, schedule="linear", warmup=0.1)
+    regime = UnlearnRegime(lm, make(), optim, SAMPLING)
+    trainer = trainer_of(work / "unlearn", epochs, every)
     try:
-        cli.run_verb()
-    except Exception as error:  # a run that diverged is a result
-        return {"failed": str(error)}
-    log = read_metrics(run_folder(cli.trainer) / "metrics.csv")
+        trainer.fit(regime, datamodule=data_of(data, seed, 12, **settings))
+    except UserError as error:  # a run that diverged is a result
+        return {"failed": str(error), "lr": lr}
+    found, losses = regime.rescore(generate=generate)
+    log = read_metrics(run_folder(trainer) / "metrics.csv")
     names = ("val/forget_loss", "val/retain_loss", "val/utility", "val/attack_auc", "val/composite")
-    curves = {name: [value for _, value in log.points(name)] for name in names}
-    figures = {
-        k.removeprefix("val/"): float(v) for k, v in cli.trainer.callback_metrics.items() if k.startswith("val/")
-    }
-    return {"scores": figures, "curves": curves, "cpu_seconds": time.process_time() - start_cpu}
+    curves = {name: [value for _, value in log.points(name)] for name in names} if generate else {}
+    scores = {**found.figures(), **losses}
+    return {"scores": scores, "curves": curves, "lr": lr, "epochs_between": every * (EPOCHS // epochs)}
 
 
 class Study:
@@ -160,57 +183,68 @@ class Study:
         self.out, self.work, self.docs, self.epochs = out, work, docs, epochs
         out.mkdir(parents=True, exist_ok=True)
 
-    def run(self, name: str, make: Any) -> dict[str, Any]:
+    def run(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of a run, from its file where there is one."""
         path = self.out / f"{name}.json"
         if not path.exists():
             began = time.process_time()
-            found = {**make(), "name": name, "total_cpu_seconds": round(time.process_time() - began, 1), **self.facts()}
+            found = {**make(), "name": name, "cpu_seconds": round(time.process_time() - began, 1), **facts()}
             path.write_text(json.dumps(found, indent=1) + "\n")
             scores = found.get("scores", {})
             parts = (f"{key} {scores.get(key, math.nan):.3f}" for key in ("aggregate", "attack", "utility", "final"))
-            print(f"{name:<40}{', '.join(parts)}, {found['total_cpu_seconds']} s", flush=True)
+            print(f"{name:<40}{', '.join(parts)}, {found['cpu_seconds']} s", flush=True)
         return json.loads(path.read_text())
 
-    def facts(self) -> dict[str, Any]:
-        """Where and with what a result was made."""
-        packages = {name: version(name) for name in ("torch", "transformers", "peft", "lightning", "rouge-score")}
-        return {"date": DATE, "machine": "2 cores, no GPU", "python": platform.python_version(), "versions": packages}
-
-    def data(self, seed: int) -> Path:
+    def data(self, documents: int) -> Path:
         """The documents of a seed."""
-        return write_people(self.work / f"people-{seed}", docs=self.docs, seed=seed)
+        return write_people(self.work / f"people-{documents}", docs=self.docs, seed=documents)
 
-    def starts(self, seed: int) -> tuple[Path, Path]:
-        """The model that remembers all, and the one that never saw the forget set."""
-        data = self.data(seed)
-        return learn(data, self.work, seed, "Memorize", self.epochs), learn(
-            data, self.work, seed, "RetainOnly", self.epochs
-        )
+    def start(self, documents: int, loss: type[UnlearningLoss] = Memorize) -> Path:
+        """The model that remembers all documents of a seed, or that never saw those to forget."""
+        return learn(self.data(documents), self.work, documents, loss, self.epochs)
 
-    def cell(self, seed: int, name: str, loss: list[str], lr: float) -> dict[str, Any]:
-        """One loss at one rate on one seed."""
-        label = f"{name.lower().replace(' ', '_').replace(':', '').replace('+', 'and').replace(',', '')}-{lr:g}-{seed}"
-        return self.run(label, lambda: unlearn(self.data(seed), self.work, seed, self.starts(seed)[0], loss, lr))
+    def swept(self, name: str, arm: Arm, lr: float) -> dict[str, Any]:
+        """A loss at a rate, on documents that are not reported, judged token by token at its end."""
+        data, start = self.data(SWEEP), self.start(SWEEP)
+        label = f"sweep-{file_name(name)}-{lr:g}"
+        return self.run(label, lambda: unlearn(data, self.work, SWEEP, start, arm, lr, generate=False))
 
-    def best_rate(self, name: str, loss: list[str]) -> float:
-        """The rate with the highest final score on the seed that is not reported; the composite breaks ties."""
-        found = {lr: self.cell(SWEEP_SEED, name, loss, lr).get("scores", {}) for lr in RATES}
-        return max(RATES, key=lambda lr: (found[lr].get("final", -1.0), found[lr].get("composite", -1.0)))
+    def cell(self, name: str, arm: Arm, seed: int, lr: float) -> dict[str, Any]:
+        """A loss at its rate with one seed, judged by generation at its end."""
+        data, start = self.data(REPORTED), self.start(REPORTED)
+        label = f"{file_name(name)}-{seed}"
+        return self.run(label, lambda: unlearn(data, self.work, seed, start, arm, lr, generate=True))
 
-    def all(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """All arms in the order of the table."""
-        for kind in ("start", "gold"):
-            runs = []
-            for seed in SEEDS:
-                model = self.starts(seed)[kind == "gold"]
-                runs.append(
-                    self.run(f"{kind}-{seed}", lambda m=model, s=seed: {"scores": score(self.data(s), self.work, s, m)})
-                )
-            yield kind, runs
-        for name, loss in {**LOSSES, **OURS}.items():
-            lr = self.best_rate(name, loss)
-            yield f"{name} ({lr:g})", [self.cell(seed, name, loss, lr) for seed in SEEDS]
+    def rate(self, name: str, arm: Arm) -> float:
+        """The rate with the highest composite on the documents that are not reported."""
+        found = {lr: self.swept(name, arm, lr).get("scores", {}).get("composite", -1.0) for lr in RATES}
+        return max(RATES, key=lambda lr: found[lr])
+
+    def all(self) -> dict[str, list[dict[str, Any]]]:
+        """All arms in the order of the table; seed after seed, so that a study cut short has all arms."""
+        arms: dict[str, list[dict[str, Any]]] = {}
+        data = self.data(REPORTED)
+        for kind, loss in (("start", Memorize), ("gold", RetainOnly)):
+            model = self.start(REPORTED, loss)
+            arms[kind] = [self.run(kind, lambda m=model: {"scores": score(data, self.work, m)})]
+        chosen = {**LOSSES, **OURS}
+        rates = {name: self.rate(name, arm) for name, arm in chosen.items()}
+        for seed in SEEDS:
+            for name, arm in chosen.items():
+                arms.setdefault(f"{name} ({rates[name]:g})", []).append(self.cell(name, arm, seed, rates[name]))
+                (self.out / "table.md").write_text(table(arms) + "\n")
+        return arms
+
+
+def file_name(name: str) -> str:
+    """An arm's name as part of a file's."""
+    return "".join(c if c.isalnum() else "_" for c in name.lower())
+
+
+def facts() -> dict[str, Any]:
+    """Where and with what a result was made."""
+    packages = {name: version(name) for name in ("torch", "transformers", "peft", "lightning", "rouge-score")}
+    return {"date": DATE, "machine": "2 cores, no GPU", "python": platform.python_version(), "versions": packages}
 
 
 def interval(values: list[float]) -> str:
@@ -221,15 +255,15 @@ def interval(values: list[float]) -> str:
     return f"{statistics.fmean(values):.3f} ± {half:.3f}"
 
 
-def table(arms: list[tuple[str, list[dict[str, Any]]]]) -> str:
+def table(arms: dict[str, list[dict[str, Any]]]) -> str:
     """The study's table in Markdown."""
     columns = ("final", "aggregate", "attack", "attack_auc", "utility", "broken_forget", "composite")
-    lines = ["| arm (rate) | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    for name, runs in arms:
+    lines = ["| arm (rate) | runs | " + " | ".join(columns) + " |", "|---|" + "---|" * (len(columns) + 1)]
+    for name, runs in arms.items():
         scores = [run["scores"] for run in runs if "scores" in run]
         cells = [interval([s[c] for s in scores if c in s]) for c in columns]
-        note = "" if len(scores) == len(runs) else f" ({len(runs) - len(scores)} of {len(runs)} diverged)"
-        lines.append(f"| {name}{note} | " + " | ".join(cells) + " |")
+        note = "" if len(scores) == len(runs) else f", {len(runs) - len(scores)} diverged"
+        lines.append(f"| {name} | {len(runs)}{note} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -242,10 +276,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    arms = list(Study(given.out, given.work, given.docs, given.epochs).all())
-    text = table(arms)
-    (given.out / "table.md").write_text(text + "\n")
-    print(text)
+    print(table(Study(given.out, given.work, given.docs, given.epochs).all()))
 
 
 if __name__ == "__main__":
