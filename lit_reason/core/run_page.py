@@ -23,6 +23,7 @@ from lit_reason.core.report import (
 )
 from lit_reason.core.reward_page import reward_alarms, reward_section
 from lit_reason.core.rollout_page import credit_section
+from lit_reason.core.unlearning_page import unlearning_section
 from lit_reason.data.condensation.ledger import PARTS
 from lit_reason.data.token_row import SEGMENT_NAMES
 
@@ -87,6 +88,7 @@ def run_page(facts: RunFacts, log: MetricsLog) -> ReportData:
         sections=[
             Section("Answers to held-out problems", figures=_accuracy_plots(log)),
             Section("Loss", figures=_loss_plots(log)),
+            unlearning_section(log),
             reward_section(log),
             Section("Tokens by part of the trace", figures=_segment_plots(log)),
             Section("Restarts", figures=_restart_plots(log)),
