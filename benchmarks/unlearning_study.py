@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import CSVLogger
@@ -267,6 +268,37 @@ def table(arms: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def draw(arms: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """What each arm reaches in the parts of the final score, and how seed 0 got there.
+
+    Args:
+        arms: runs by arm; those named `start` and `gold` have no curves.
+        path: the SVG file.
+    """
+    figure, (parts, curve) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    colours = dict(zip(arms, plt.get_cmap("tab20").colors, strict=False))
+    columns = ("aggregate", "attack", "utility", "final")
+    for place, (name, runs) in enumerate(arms.items()):
+        scores = [run["scores"] for run in runs if "scores" in run]
+        for k, column in enumerate(columns):
+            at = k + (place - len(arms) / 2) * 0.06
+            values = [s[column] for s in scores]
+            parts.plot([at] * len(values), values, "o", color=colours[name], markersize=4)
+        for run in runs[:1]:
+            if losses := run.get("curves", {}).get("val/forget_loss"):
+                epochs = [run["epochs_between"] * (i + 1) for i in range(len(losses))]
+                curve.plot(epochs, losses, marker=".", color=colours[name])
+                curve.plot(epochs, run["curves"]["val/retain_loss"], ":", color=colours[name])
+        parts.plot([], [], "o", color=colours[name], label=name)
+    parts.set(xticks=range(4), xticklabels=columns, ylim=(-0.03, 1.03), title="Parts of the final score, a dot a run")
+    curve.set(
+        yscale="log", xlabel="epoch", ylabel="nats a token", title="Loss of the sets, seed 0: forget; retain dotted"
+    )
+    figure.legend(*parts.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
 def main() -> None:
     """Run what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -276,7 +308,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=40)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print(table(Study(given.out, given.work, given.docs, given.epochs).all()))
+    arms = Study(given.out, given.work, given.docs, given.epochs).all()
+    draw(arms, given.out / "unlearning.svg")
+    print(table(arms))
 
 
 if __name__ == "__main__":
