@@ -32,6 +32,7 @@ P, PROMPT, RESPONSES, BATCH = 12, 64, 5, 64
 BUDGETS = (72, 264, 1056)  # coalitions
 ERROR = 0.05  # of the norm of the exact values
 VOCABULARY = 200
+OURS = "Kernel SHAP, whole sizes first"
 
 Worth = Callable[[Tensor], Tensor]
 
@@ -89,8 +90,8 @@ def shap(kind: str) -> Callable[[Worth, int, int], Tensor]:
 
 
 METHODS: dict[str, tuple[Callable[[Worth, int, int], Tensor], bool]] = {
-    "permutation, antithetic": (ours(permutation), True),
-    "Kernel SHAP": (ours(kernel), True),
+    OURS: (ours(kernel), True),
+    "antithetic permutations": (ours(permutation), True),
     "captum ShapleyValueSampling": (captum("ShapleyValueSampling"), False),
     "captum KernelShap": (captum("KernelShap"), False),
     "captum KernelShap on our scorer": (captum("KernelShap"), True),
@@ -127,7 +128,7 @@ def measure(
     for budget in BUDGETS:
         for name in methods:
             run, shared = METHODS[name]
-            own = name in ("permutation, antithetic", "Kernel SHAP")
+            own = name in (OURS, "antithetic permutations")
             worth: Any = Counted(scorers[shared], prompt, response)
             if own:
                 worth = Game(scorers[shared], prompt, response, players_of(response, "token"), batch=BATCH)
@@ -161,11 +162,11 @@ def summary(rounds: list[dict[str, list[dict[str, float]]]]) -> dict[str, Any]:
         ]
         for name in rounds[0]
     }
-    base = {of: at_error(pooled["permutation, antithetic"], of) for of in ("cpu", "calls")}
+    base = {of: at_error(pooled[OURS], of) for of in ("cpu", "calls")}
     for name, points in pooled.items():
         spread = []
         for r in rounds:  # what one round says, at the middle budget: cost times squared error, which no budget changes
-            mine, theirs = r["permutation, antithetic"][1], r[name][1]
+            mine, theirs = r[OURS][1], r[name][1]
             spread.append(theirs["cpu"] * theirs["error"] ** 2 / (mine["cpu"] * mine["error"] ** 2))
         row: dict[str, Any] = {"points": points}
         for of in ("cpu", "calls"):

@@ -94,6 +94,7 @@ def options(run: Run, folder: Path) -> list[str]:
         "model.reward": "ClassifierReward",
         "model.reward.path": str(folder / "scorer"),
         "model.shaping.explainers": json.dumps(names),
+        "model.attribution.shapley": "permutation",
         "model.credit.scale": "none",
         "model.dialogue.turn_tokens": ANSWER,
         "model.policy.entropy": 0.02,

@@ -177,7 +177,7 @@ class Attributor:
         how = self.config.shapley
         if how == "exact" or (how == "auto" and main.P <= MOST_EXACT and 2**main.P <= budget):
             return exact(main, main.P)
-        return (kernel if how == "kernel" else permutation)(main, main.P, budget, generator)
+        return (permutation if how == "permutation" else kernel)(main, main.P, budget, generator)
 
     def _blocks(self, main: Game, tokens: Game) -> Tensor:
         """The block of each token player: its player, or a span where tokens are the players."""

@@ -26,7 +26,8 @@ class AttributionConfig:
             token of a `reference` response in the same place, or nothing (`delete`: what follows moves up).
         fill_id: token for `masking: token`, and where a reference is shorter.
         shapley: `exact` enumerates coalitions (up to 12 players), `permutation` draws orders in antithetic pairs,
-            `kernel` solves the weighted least squares of Kernel SHAP; `auto` is exact where that costs no more.
+            `kernel` solves the weighted least squares of Kernel SHAP; `auto` is exact where that costs no more, and
+            otherwise `kernel`.
         evaluations: most masked copies a response for `shap`, `lime` and `owen`, each.
         evaluations_a_player: the same a player: the smaller of the two holds.
         lime_width: width of LIME's locality kernel over the cosine distance to the whole response.

@@ -6,6 +6,7 @@ A `worth` maps coalitions `bool [N, P]` to `float64 [N]`. Shape letters: N coali
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from math import comb
 
 import torch
@@ -15,6 +16,7 @@ from lit_reason.errors import UserError
 
 Worth = Callable[[Tensor], Tensor]
 MOST_EXACT = 12
+MOST_DRAWS = 4  # draws for every coalition that is wanted, of which some come again
 
 
 def exact(worth: Worth, P: int) -> Tensor:
@@ -87,13 +89,13 @@ def _orders(P: int, count: int, generator: Generator, block_P: Tensor | None) ->
 def kernel(worth: Worth, P: int, evaluations: int, generator: Generator) -> Tensor:
     """Kernel SHAP (arXiv 1705.07874, theorem 2), coalitions in pairs with their complements (arXiv 2012.01536).
 
-    The sum of the values is held to the worth of all less that of nobody. With as many evaluations as there are
-    coalitions, all of them are taken, with their exact weights.
+    Sizes whose coalitions would each be drawn at least once are taken whole, from the smallest and the largest inwards,
+    so that draws are left for the sizes between. The sum of the values is held to the worth of all less that of nobody.
 
     Args:
         worth: of coalitions.
         P: number of players.
-        evaluations: coalitions to draw.
+        evaluations: about how many coalitions to evaluate.
         generator: draws them.
 
     Returns:
@@ -103,28 +105,51 @@ def kernel(worth: Worth, P: int, evaluations: int, generator: Generator) -> Tens
     gain = ends[1] - ends[0]
     if P < 2:
         return gain.expand(P).clone()
-    if P <= MOST_EXACT and 2**P - 2 <= evaluations:
-        coalition_NP = _all_coalitions(P)[1:-1]
-        size_N = coalition_NP.sum(1)
-        weight_N = torch.tensor([(P - 1) / (comb(P, s) * s * (P - s)) for s in size_N.tolist()], dtype=torch.float64)
-    else:
-        coalition_NP = _drawn_by_kernel(P, max(1, evaluations // 2), generator)
-        weight_N = torch.ones(len(coalition_NP), dtype=torch.float64)
+    coalition_NP, weight_N = _by_size(P, evaluations, generator)
     z_NP = coalition_NP.double()
     gram = z_NP.T @ (weight_N[:, None] * z_NP)
     aim = z_NP.T @ (weight_N * (worth(coalition_NP) - ends[0]))
     inverse = torch.linalg.pinv(gram, hermitian=True)
-    one = torch.ones(P, dtype=torch.float64)
-    free = inverse @ aim
-    slope = inverse @ one
+    free, slope = inverse @ aim, inverse @ torch.ones(P, dtype=torch.float64)
     found = free + slope * (gain - free.sum()) / slope.sum()
     return found + (gain - found.sum()) / P  # what rounding left over
 
 
-def _drawn_by_kernel(P: int, pairs: int, generator: Generator) -> Tensor:
-    """Coalitions with sizes as the Shapley kernel weighs them, each with its complement."""
-    mass = torch.tensor([1.0 / (s * (P - s)) for s in range(1, P)], dtype=torch.float64)
-    size = torch.multinomial(mass, pairs, replacement=True, generator=generator) + 1
-    rank = torch.rand((pairs, P), generator=generator, dtype=torch.float64).argsort(1).argsort(1)
-    drawn = rank < size[:, None]
-    return torch.cat([drawn, ~drawn])
+def _by_size(P: int, evaluations: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Coalitions and their weights in the regression: whole sizes first, then draws of the sizes that are left."""
+    mass = {s: (P - 1) / (s * (P - s)) for s in range(1, P)}  # of all coalitions of a size, by the Shapley kernel
+    rows: list[Tensor] = []
+    weights: list[Tensor] = []
+    left = evaluations
+    for s in range(1, P // 2 + 1):
+        sizes = {s, P - s}
+        count, own = comb(P, s) * len(sizes), sum(mass[size] for size in sizes)
+        if left * own < count * sum(mass.values()):
+            break
+        members = torch.tensor(list(combinations(range(P), s)))
+        of_size = torch.zeros((len(members), P), dtype=torch.bool).scatter(1, members, True)
+        rows.append(torch.cat([of_size, ~of_size]) if len(sizes) == 2 else of_size)
+        weights.append(torch.full((count,), own / count, dtype=torch.float64))
+        left -= count
+        for size in sizes:
+            del mass[size]
+    if mass:
+        drawn, times = _drawn(P, mass, max(1, left // 2), generator)
+        rows += [drawn, ~drawn]
+        weights += [times * (sum(mass.values()) / (2 * times.sum()))] * 2
+    return torch.cat(rows), torch.cat(weights)
+
+
+def _drawn(P: int, mass: dict[int, float], pairs: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Different coalitions with sizes drawn by their mass, and how often each came before there were enough."""
+    sizes = torch.tensor(list(mass))
+    chances = torch.tensor(list(mass.values()), dtype=torch.float64)
+    size_N = sizes[torch.multinomial(chances, MOST_DRAWS * pairs, replacement=True, generator=generator)]
+    rank_NP = torch.rand((len(size_N), P), generator=generator, dtype=torch.float64).argsort(1).argsort(1)
+    found: dict[bytes, list[int]] = {}
+    for i, row in enumerate((rank_NP < size_N[:, None]).numpy()):
+        found.setdefault(row.tobytes(), []).append(i)
+        if len(found) == pairs:
+            break
+    first = torch.tensor([at[0] for at in found.values()])
+    return rank_NP[first] < size_N[first, None], torch.tensor([len(at) for at in found.values()]).double()

