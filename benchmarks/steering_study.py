@@ -210,7 +210,7 @@ def run_cell(bench: Bench, cell: dict[str, Any], done: dict[str, dict[str, Any]]
             np.mean([a == b for a, (_, b) in zip(judge([t for t, _ in mine]), mine, strict=True)])
         )
         figures["distinct_2"] = distinct([t.text for t in texts], 2)
-        figures["texts"] = [t.text for t in texts]
+        figures["texts"], figures["nll"] = [t.text for t in texts], [(t.nll, t.tokens) for t in texts]
         if cell["method"] != "none":
             found = bench.directions(seed, cell["method"])
             figures["layer"] = found.layer

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_reason.core.ranks import from_all_ranks
@@ -116,7 +117,7 @@ def fit_figures(found: Directions) -> dict[str, float]:
 
 
 def write_directions(regime: Any, found: Directions, gguf: bool) -> None:
-    """Write the file to the run folder, on the first process.
+    """Write the file to the run folder, on the first process, and say what is in it.
 
     Args:
         regime: knows the trainer, and the file's name.
@@ -126,5 +127,10 @@ def write_directions(regime: Any, found: Directions, gguf: bool) -> None:
     folder = run_folder(regime.trainer)  # asks all processes
     if regime.trainer.is_global_zero:
         save_directions(found, folder / regime.collects)
+        facts = found.facts
+        kept = ", ".join(f"{name} {c['selected']} of {c['total']}" for name, c in facts["counts"].items())
+        accuracy = f"{facts['probe_accuracy']:.0%} {'out of fold' if facts['folds'] else 'in sample'}"
+        rank_zero_info(f"directions by {facts['method']} at layer {found.layer}, probe right in {accuracy}: {kept}")
+        rank_zero_info(f"directions  {folder / regime.collects}")
         if gguf:
             export_gguf(found, folder)
