@@ -113,6 +113,8 @@ def test_test_tries_every_direction_and_writes_a_page(folder, file, capsys):
         assert cells[target, 0.0]["perplexity"] == off["perplexity"]
         assert figures[f"test/success_off_{target}"] == pytest.approx(off["judged"][target])
     assert all(sum(c["judged"].values()) == pytest.approx(1) and len(c["texts"]) == 4 for c in trial["cells"])
+    for cell in trial["cells"]:
+        assert cell["judged"]["direct"] == cell["verdicts"].count("direct") / 4
     assert trial["judge_accuracy"] > 0.9
     page = (run_folder(cli.trainer) / "steering.html").read_text()
     for part in ("Success against perplexity", "Where texts went", "Side by side", "judged as", "<svg"):

@@ -127,7 +127,10 @@ def _samples(trial: Trial, off: Cell) -> list[Sample]:
         at = number * trial.samples
         for name, cell in (("without", off), *trial.chosen.items()):
             if cell is not None:
-                found.append(Sample(clip(prompt), clip(cell.texts[at]), title=f"{name}, strength {cell.strength:g}"))
+                verdict = cell.verdicts[at]
+                right = None if cell is off else verdict == cell.target
+                title = f"{name}, strength {cell.strength:g}"
+                found.append(Sample(clip(prompt), clip(cell.texts[at]), right, title, f"judged {verdict}"))
     return found
 
 

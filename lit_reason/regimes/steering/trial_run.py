@@ -53,6 +53,7 @@ class Cell:
         repeating: share of texts that end in a loop of words.
         tokens: mean length.
         texts: the continuations, in the order of the prompts.
+        verdicts: the class that the judge puts each of them in.
     """
 
     target: str | None
@@ -66,6 +67,7 @@ class Cell:
     repeating: float
     tokens: float
     texts: list[str]
+    verdicts: list[str]
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ def measured(
         sum(_loops(text) for text in plain) / len(plain),
         sum(t.tokens for t in texts) / len(texts),
         plain,
+        [classes[v] for v in verdicts],
     )
 
 
