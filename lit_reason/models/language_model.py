@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from lit_reason.errors import UserError
@@ -218,6 +219,22 @@ class LanguageModel(nn.Module):
             frozen = type(self).load(self.config).requires_grad_(False).eval()
             self._reference = (frozen.to(self.device),)
         yield self._reference[0]
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Weights that lie in shards over processes (fsdp2) stay whole from their first use to the context's end.
+
+        For generation, where every layer runs once a token. Each process then holds the whole model.
+        """
+        parts = [m for m in self.modules() if isinstance(m, FSDPModule) and m is not self.base]
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.set_reshard_after_forward(True, recurse=False)
+                part.reshard()
 
     def drop_reference(self) -> None:
         """Free the frozen copy; `as_reference` reads it again."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +121,15 @@ class Backend(ABC):
             The version of the weights that will sample, for the ledger.
         """
         return version
+
+    @contextmanager
+    def round(self, version: int) -> Iterator[int]:
+        """A round of rollouts: what it needs is ready for as long as the context lasts.
+
+        Args:
+            version: as for `begin_round`, whose answer the context gives.
+        """
+        yield self.begin_round(version)
 
     @abstractmethod
     def open(self, prompts: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> None:

@@ -30,5 +30,6 @@ def backend_for(
     """
     if config.name == "server":
         return CompletionServer(lm, tokenizer, sampling, stop_ids, config)
-    kind = {"own": Engine, "continuous": ContinuousBatching}[config.name]
-    return kind(lm, tokenizer, sampling, stop_ids)
+    if config.name == "continuous":
+        return ContinuousBatching(lm, tokenizer, sampling, stop_ids)
+    return Engine(lm, tokenizer, sampling, stop_ids, config.gather)

@@ -53,6 +53,8 @@ class BackendConfig:
             distribution it draws from (`--logprobs-mode processed_logprobs`).
         requests: requests under way at once.
         timeout_s: seconds after which the server has failed.
+        gather: whether `own` holds the weights of an fsdp2 run whole on each process during a round, gathered once;
+            false gathers them layer by layer at every token, for a model that does not fit on one device.
     """
 
     name: Literal["own", "continuous", "server"] = "own"
@@ -65,6 +67,7 @@ class BackendConfig:
     logprobs: Literal["raw", "processed"] = "raw"
     requests: int = 64
     timeout_s: float = 600.0
+    gather: bool = True
 
     def __post_init__(self) -> None:
         if self.name == "server" and not (self.url and self.model):

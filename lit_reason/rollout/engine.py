@@ -16,7 +16,8 @@ with a pass over padding until all are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,14 +54,32 @@ class Engine(Backend):
         tokenizer: decodes, and nothing else.
         sampling: temperature, top_p, top_k, min_p and seed are read.
         stop_ids: tokens that end a turn.
+        gather: hold weights that lie in shards whole during a round; otherwise each pass gathers them layer by layer.
     """
 
     sampler = "own"
 
-    def __init__(self, lm: LanguageModel, tokenizer: Any, sampling: SamplingConfig, stop_ids: Sequence[int]) -> None:
-        self.lm, self.sampling, self.ends = lm, sampling, TurnEnds(tokenizer, stop_ids)
+    def __init__(
+        self,
+        lm: LanguageModel,
+        tokenizer: Any,
+        sampling: SamplingConfig,
+        stop_ids: Sequence[int],
+        gather: bool = True,
+    ) -> None:
+        self.lm, self.sampling, self.ends, self.gather = lm, sampling, TurnEnds(tokenizer, stop_ids), gather
         self._rows: list[_Row] = []
         self._slots: KVSlots | None = None
+
+    @contextmanager
+    def round(self, version: int) -> Iterator[int]:
+        """A round of rollouts, in which weights in shards are gathered once.
+
+        Args:
+            version: of the weights, for the ledger.
+        """
+        with self.lm.gathered() if self.gather else nullcontext(), super().round(version) as held:
+            yield held
 
     @torch.inference_mode(False)  # a validation's inference mode would make the cache unfit for the next pass
     def open(self, prompts: Sequence[Sequence[int]], names: Sequence[str] | None = None) -> None:

@@ -84,21 +84,21 @@ class Player:
             UserError: a prompt leaves no room for an answer, or every rollout failed.
         """
         c, engine = self.config, self.engine
-        held = engine.begin_round(policy_version)
         dialogues = self._begin(tasks, seed)
         groups = [dialogues[i : i + c.group] for i in range(0, len(dialogues), c.group)]
         groups = [group for group in groups if any(d.opening is not None for d in group)]
         if not groups:
             raise UserError(f"every rollout of the round failed; first: {dialogues[0].failure}")
         prompts = [self._prompt(group) for group in groups]
-        engine.open(prompts, [_name(tasks[group[0].prompt], group[0].prompt) for group in groups])
-        engine.fork(c.group)
-        live = self._kept([d for group in groups for d in group], lambda d: not d.failure)
-        for turn in tqdm(range(c.max_turns + 1), desc="turns", leave=False, delay=2, disable=not progress):
-            self._turn(live, last=turn == c.max_turns)
-            if not engine.anyone(not all(d.over for d in live)):
-                break
-            live = self._kept(live, lambda d: not d.over)
+        with engine.round(policy_version) as held:
+            engine.open(prompts, [_name(tasks[group[0].prompt], group[0].prompt) for group in groups])
+            engine.fork(c.group)
+            live = self._kept([d for group in groups for d in group], lambda d: not d.failure)
+            for turn in tqdm(range(c.max_turns + 1), desc="turns", leave=False, delay=2, disable=not progress):
+                self._turn(live, last=turn == c.max_turns)
+                if not engine.anyone(not all(d.over for d in live)):
+                    break
+                live = self._kept(live, lambda d: not d.over)
         settled = self._together([partial(self._paid, d, tasks[d.prompt]) for d in dialogues])
         self._together([d.env.close for d in dialogues])
         done = [
