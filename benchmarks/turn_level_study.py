@@ -286,7 +286,7 @@ def plot(study: Study, rows: list[dict[str, Any]], file: Path) -> None:
 
     counted = {task: [row for row in rows if row["task"] == task] for task in sorted(TASKS)}
     shown = {task: several for task, several in counted.items() if len(several) > 1}
-    figure = Figure(figsize=(3.4 * len(shown), 3.0), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(shown), 3.3), layout="constrained")
     colours = dict(zip(RULES, ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#000000", "#cc79a7"), strict=True))
     for axes, (task, several) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
         for row in several:
@@ -301,7 +301,8 @@ def plot(study: Study, rows: list[dict[str, Any]], file: Path) -> None:
         axes.set(title=task, xlabel="rounds of 64 rollouts", ylim=(0, 1))
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("all turns right")
-    figure.axes[-1].legend(frameon=False, fontsize=8)
+    by_rule = {line.get_label(): line for axes in figure.axes for line in axes.get_lines() if line.get_label() in RULES}
+    figure.legend(by_rule.values(), by_rule.keys(), loc="outside lower center", ncols=6, frameon=False)
     figure.savefig(file, metadata={"Date": None})
 
 
