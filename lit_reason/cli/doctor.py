@@ -35,6 +35,7 @@ OPTIONAL = (
     ("datasets", "hub", "Hugging Face data sets and parquet files"),
     ("gguf", "gguf", "models from .gguf files"),
     ("math-verify", "eval", "checking boxed mathematical answers"),
+    ("botorch", "shaping", "searching the weights of shaped rewards"),
     ("bm25s", "search", "environments that search a corpus"),
     ("reasoning-gym", "reasoning-gym", "its tasks as environments"),
     ("rouge-score", "unlearn", "ROUGE-L recall of the unlearning scores"),
