@@ -42,17 +42,19 @@ class RewardExport(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export."""
         from lit_reason.models.export import export_reward
-        from lit_reason.models.reward import RewardModel
+        from lit_reason.models.reward import RewardModel, let_go
 
         regime: Any = pl_module
         target: Path = run_folder(trainer) / self.folder  # asks all processes for the folder
         reward = regime.reward
         if isinstance(trainer.strategy, ModelParallelStrategy):
+            let_go(reward)
+            let_go(reward.lm)
             weight = reward.score.weight.full_tensor().detach().cpu()
             whole = gather(reward.lm)
             if whole is None:
                 return
-            copy = RewardModel(whole, shared=False)
+            copy = RewardModel(whole, shared=reward.trunk is None)
             copy.mean, copy.std = reward.mean, reward.std
             with torch.no_grad():
                 copy.score.weight.copy_(weight)

@@ -63,12 +63,10 @@ class RewardModel(nn.Module):
             UserError: there is nothing to read at `path`.
         """
         if config.adapter is not None and path is None:
-            hf: Any = policy.hf
+            add_reward_adapter(policy)
             with own_random_stream(STREAM):
-                hf.add_adapter(REWARD_ADAPTER, hf.peft_config[POLICY_ADAPTER])
                 reward = cls(policy, shared=True)
-                reward.restart(0)
-            train_all_adapters(policy)
+            reward.restart(0)
             return reward
         own = dataclasses.replace(config, adapter=None)
         if path is not None:
@@ -122,6 +120,8 @@ class RewardModel(nn.Module):
             seed: of the head, and of a shared base's adapter.
             trunk: reset the trunk too.
         """
+        let_go(self)
+        let_go(self.lm)
         draws = torch.Generator().manual_seed(seed)
         width = self.score.weight.shape[1]
         _put(self.score.weight, torch.randn((1, width), generator=draws) / (width + 1) ** 0.5)
@@ -130,7 +130,6 @@ class RewardModel(nn.Module):
             fresh = RewardModel.load(self.trunk.config).lm
             for parameter, first in zip(self.trunk.parameters(), fresh.parameters(), strict=True):
                 _put(parameter, first)
-            let_go(self.trunk)
         elif trunk:
             for name, parameter in self.lm.named_parameters():
                 if f".{REWARD_ADAPTER}." in name:
@@ -204,7 +203,7 @@ def _put(parameter: Tensor, values: Tensor) -> None:
 
 
 def let_go(module: nn.Module) -> None:
-    """Where weights are in shards, drop gathered copies, which would not see that the shards have changed.
+    """Where weights are in shards, drop gathered copies: they stand in place of the shards, which are what is trained.
 
     Args:
         module: sharded or not.
@@ -212,6 +211,19 @@ def let_go(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
+
+
+def add_reward_adapter(lm: LanguageModel) -> None:
+    """Put the reward's adapter beside the policy's, of its shape; nothing happens where it is there already.
+
+    Args:
+        lm: the policy, whole: in shards it is too late.
+    """
+    hf: Any = lm.hf
+    if REWARD_ADAPTER not in hf.peft_config:
+        with own_random_stream(STREAM):
+            hf.add_adapter(REWARD_ADAPTER, hf.peft_config[POLICY_ADAPTER])
+        train_all_adapters(lm)
 
 
 def use_adapter(lm: LanguageModel, name: str) -> None:

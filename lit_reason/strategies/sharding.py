@@ -77,6 +77,9 @@ def gather(lm: LanguageModel) -> LanguageModel | None:
     if config.lowrank is not None:  # its first weights are replaced: spare their decomposition
         config = replace(config, lowrank=replace(config.lowrank, init="kaiming"))
     copy = type(lm).load(config)
+    for name, adapter in getattr(lm.hf, "peft_config", {}).items():  # those that a regime added
+        if name not in copy.hf.peft_config:  # type: ignore[operator]
+            copy.hf.add_adapter(name, adapter)  # type: ignore[operator]
     copy.load_state_dict(weights)
     return copy
 

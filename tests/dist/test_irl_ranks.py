@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from dist import two_ranks
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lit_reason.cli.reason_cli import build
 from lit_reason.core.metrics_log import read_metrics
 from lit_reason.core.run_folder import run_folder
-from lit_reason.errors import UserError
 from lit_reason.tasks import chain
 from lit_reason.tasks.problem_file import write_problems
 from lit_reason.tasks.student import write_student
 
-PLAIN = ["--model.lm.overrides.attention_dropout=0.0", "--trainer.max_steps=6", "--model.lm.adapter.rank=2"]
+PLAIN = ["--model.lm.overrides.attention_dropout=0.0", "--trainer.max_steps=8"]
 PLAIN += ["--model.reward.start=fresh", "--model.rounds.samples=2", "--model.rounds.prompts=12"]
 
 
@@ -28,31 +28,33 @@ def prepared(folder: Path) -> Path:
     return folder
 
 
-def curve(folder: Path, options: list[str]) -> list[float]:
+def curve(folder: Path, options: list[str]) -> tuple[list[float], Path]:
     torch.set_num_threads(1)
     cli = build("fit", ["--config", "smoke/irl", f"--vars.folder={folder}", *PLAIN, *options])
     cli.run_verb()
     log = read_metrics(run_folder(cli.trainer) / "metrics.csv")
-    return [value for name in ("train/loss", "train/kl_previous", "train/reward_std") for _, value in log.points(name)]
+    names = ("train/loss", "train/kl_previous", "train/reward_std")
+    return [value for name in names for _, value in log.points(name)], run_folder(cli.trainer)
 
 
-def in_two(folder: Path) -> list[float]:
-    spread = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.enable_checkpointing=false"]
-    return curve(folder, [*spread, "--data.batch_rows=4"])
-
-
-@pytest.mark.slow
-@pytest.mark.dist
-def test_two_processes_with_a_shared_base_go_through_the_phases_as_one(tmp_path):
-    folder = prepared(tmp_path)
-    alone = curve(folder, [])
-    both = two_ranks.run(in_two, tmp_path, folder)
-    assert both[0] == pytest.approx(alone, rel=1e-3, abs=1e-5) and len(alone) == 8
+def in_two(folder: Path, strategy: str, options: list[str]) -> tuple[list[float], Path]:
+    spread = ["--trainer.devices=2", f"--trainer.strategy={strategy}", "--trainer.enable_checkpointing=false"]
+    return curve(folder, [*spread, "--data.batch_rows=4", *options])
 
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_a_shared_base_in_shards_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("strategy", "base"), [("ddp", "shared"), ("fsdp2", "shared"), ("fsdp2", "apart")], ids=lambda word: word
+)
+def test_two_processes_go_through_the_phases_of_two_rounds_as_one(tmp_path, strategy, base):
     folder = prepared(tmp_path)
-    with pytest.raises(UserError, match="cannot share a base that is in shards"):
-        curve(folder, ["--trainer.strategy=fsdp2", "--trainer.devices=1"])
+    exports = ["--model.lm.adapter.rank=2"] if base == "shared" else []
+    exports += ["--trainer.callbacks+=HFExport", "--trainer.callbacks+=RewardExport"]
+    alone, here = curve(folder, exports)
+    (both, there), _ = two_ranks.run(in_two, tmp_path, folder, strategy, exports)
+    assert both == pytest.approx(alone, rel=1e-3, abs=1e-4) and len(alone) == 11
+    ids = torch.arange(3, 40)[None]
+    for name, kind in (("export", AutoModelForCausalLM), ("reward", AutoModelForSequenceClassification)):
+        ours, theirs = (kind.from_pretrained(run / name).eval()(input_ids=ids).logits for run in (here, there))
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)

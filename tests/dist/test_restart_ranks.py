@@ -112,9 +112,7 @@ def in_both(folder: Path) -> dict:
         found[name] = train(folder, folder / name, route, **both)
         saved = folder / name / "saved" / f"step={STOPS[name]}.ckpt"
         found["resumed", name] = train(folder, folder / "again" / name, route, saved, **both)
-    found["sparse"] = train(
-        folder, folder / "sparse", **SPARSE, trainer__strategy="fsdp2", trainer__devices=2
-    )
+    found["sparse"] = train(folder, folder / "sparse", **SPARSE, trainer__strategy="fsdp2", trainer__devices=2)
     found["from one"] = train(
         folder,
         folder / "from_one",

@@ -96,7 +96,16 @@ def uninterrupted(folder, busy):
     return run(folder, *busy, *SAVER)
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 6, 7], ids=["reward", "border", "between updates", "round", "second round"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(1, id="reward"),
+        pytest.param(2, id="border", marks=pytest.mark.slow),
+        pytest.param(3, id="between updates"),
+        pytest.param(6, id="round"),
+        pytest.param(7, id="second round", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_goes_on_from_a_kill_in_any_phase(folder, busy, uninterrupted, step):
     (saved,) = (run_folder(uninterrupted.trainer) / "checkpoints").glob(f"*step={step}.ckpt")
     rest = run(folder, *busy, f"--ckpt_path={saved}")
@@ -194,6 +203,7 @@ def keeping(seen: list):
     return Keep()
 
 
+@pytest.mark.slow
 def test_the_reward_rests_once_it_tells_all_pairs_apart(folder):
     options = ["--model.rounds.reward_steps=14", "--trainer.max_steps=15", "--model.reward.stop_accuracy=0.6", *PLAIN]
     cli = run(folder, *options)
@@ -233,18 +243,21 @@ def test_scores_are_normalised_on_demonstrations_and_answers_without_end_are_pun
     assert paid[0] == pytest.approx(float(regime.reward.normalised(raw)), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_fresh_rewards_begin_each_round_anew_and_warm_ones_go_on(folder):
     base = ["--trainer.max_steps=5", "--model.reward.lr=0.01", *PLAIN]
     first = {start: losses(run(folder, *base, f"--model.reward.start={start}"))[4] for start in ("fresh", "warm")}
     assert first["warm"] < 0.3 < first["fresh"]
 
 
+@pytest.mark.slow
 def test_a_critic_makes_the_policys_steps_ppo(folder):
     cli = run(folder, "--model.critic.trunk=shared", "--trainer.max_steps=4")
     assert cli.model.critic.value.weight.abs().max() > 1e-4
     assert "train/dead_groups" not in log(cli).series
 
 
+@pytest.mark.slow
 def test_a_shared_base_serves_three_models_and_stays_as_it_was(folder):
     cli = made(folder, "--model.lm.adapter.rank=2", "--trainer.max_steps=6", "--model.rounds.kl_reference=initial")
     cli.run_verb()
@@ -436,7 +449,7 @@ def test_a_round_of_identical_pairs_stops_the_run(folder, monkeypatch):
     monkeypatch.setattr(
         AnswerPlayer, "play", always(lambda task: cli.model.data.demonstration(task["row"]).answer.tolist())
     )
-    with pytest.raises(UserError, match="of 32 answers 32 equal the demonstration"):
+    with pytest.raises(UserError, match="of 16 answers 16 equal the demonstration"):
         cli.run_verb()
 
 

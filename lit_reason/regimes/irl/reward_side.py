@@ -21,7 +21,7 @@ from lit_reason.errors import UserError
 from lit_reason.metrics.intervals import wilson
 from lit_reason.metrics.means import Means
 from lit_reason.models.language_model import LanguageModel
-from lit_reason.models.reward import REWARD_ADAPTER, RewardModel, train_all_adapters
+from lit_reason.models.reward import REWARD_ADAPTER, RewardModel, add_reward_adapter, let_go, train_all_adapters
 from lit_reason.regimes.irl import watch
 from lit_reason.regimes.irl.answers import AnswerPlayer, answer_logps, text_row
 from lit_reason.regimes.irl.config import RewardConfig, RoundConfig, check_together
@@ -93,24 +93,22 @@ class RewardSide(ActorCriticRegime):
             )
 
     def configure_model(self) -> None:
-        """Build policy, critic and reward once.
-
-        Raises:
-            UserError: policy and reward would share a base whose weights lie in shards.
-        """
+        """Build policy, critic and reward once."""
         super().configure_model()
         if self.reward_config.model == "policy" or hasattr(self, "reward"):
             return
-        path = self.reward_config.path
-        if self.device_mesh is not None and self.lm_config.adapter is not None and path is None:
-            raise UserError(
-                "lm.adapter: policy and reward cannot share a base that is in shards; use trainer.strategy ddp, or "
-                "give reward.path, which makes the reward a model of its own"
-            )
-        self.reward = RewardModel.beside(self.lm, self.lm_config, path)
+        self.reward = RewardModel.beside(self.lm, self.lm_config, self.reward_config.path)
+        if self.reward.trunk is not None:
+            self.spread(self.reward.trunk)
         if self.device_mesh is not None:
-            self.spread(self.reward.lm)
             self.reward.shard(self.device_mesh["data_parallel"])
+
+    def spread(self, lm: LanguageModel) -> None:
+        """Lay weights over the processes; a base that policy and reward share first gets the reward's adapter."""
+        c = self.reward_config
+        if lm is self.lm and self.lm_config.adapter is not None and c.model == "network" and c.path is None:
+            add_reward_adapter(lm)
+        super().spread(lm)
 
     def policy_parameters(self) -> list[nn.Parameter]:
         """Trained weights of the policy."""
@@ -143,6 +141,8 @@ class RewardSide(ActorCriticRegime):
             return
         if self.reward_config.start == "fresh":
             self.reward.restart(number)
+        let_go(self.reward)
+        let_go(self.reward.lm)
         state = self.trainer.optimizers[0].state
         for parameter in self.reward_parameters():
             state.pop(parameter, None)

@@ -119,6 +119,7 @@ class Rounds:
         reference = self._reference(chosen) if r.reward_config.model == "policy" else None
         r.restart_reward(number)
         self.chosen, self._chunks = chosen, 0
+        let_go(r.lm)
         previous = tuple(_local(p).detach().clone() for p in r.policy_parameters())
         self.state = RoundState(
             number, fixed=self.state.fixed, reference=reference, previous=previous, pairs=buffer.state()
@@ -262,7 +263,9 @@ class Rounds:
     @contextmanager
     def previous(self) -> Iterator[LanguageModel]:
         """The policy as it was at the start of the round, in place of the present one while the context lasts."""
-        lm, weights = self.regime.lm, [_local(p) for p in self.regime.policy_parameters()]
+        lm = self.regime.lm
+        let_go(lm)
+        weights = [_local(p) for p in self.regime.policy_parameters()]
         now, training = [w.detach().clone() for w in weights], lm.training
 
         def put(values: Sequence[Tensor]) -> None:
