@@ -72,11 +72,12 @@ LOSSES: dict[str, Arm] = {
     "IdkDPO": (IdkDPO, {}),
     "RMU": (partial(RMU, layer=1, coefficient=10.0), {}),
 }
-# Our own attempts, at equal epochs over the forget rows: three retain rows in turn beside each of them, and either
-# chunks of forget rows, or a ceiling: a loss at which a token counts as forgotten.
+# Our own attempts, at equal epochs over the forget rows: three retain rows in turn beside each of them, with chunks of
+# forget rows, with a ceiling (a loss at which a token counts as forgotten), and with the best of the others.
 OURS: dict[str, Arm] = {
     "ours: chunks": (NPO, {"retain_ratio": 3, "chunk_rows": 20, "chunk_passes": 5}),
     "ours: ceiling": (partial(GD, ceiling=6.0), {"retain_ratio": 3}),
+    "ours: RMU": (partial(RMU, layer=1, coefficient=10.0), {"retain_ratio": 3}),
 }
 TINY = {
     "model_type": "llama",
