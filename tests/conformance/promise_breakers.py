@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from lit_reason.data.packing import Pack
 from lit_reason.errors import UserError
 from lit_reason.regimes.sft.regime import SFTRegime
+from lit_reason.regimes.steering.regime import SteeringRegime
 
 
 class ClimbingRegime(SFTRegime):
@@ -94,3 +97,20 @@ class MuteRegime(SFTRegime):
         if self.lm_config.adapter:
             raise UserError("this cannot be done")
         super().configure_model()
+
+
+class DriftingRegime(SteeringRegime):
+    """Says that it only collects, and moves a weight."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        with torch.no_grad():
+            self.lm.head.layer.weight.mul_(1.001)
+        return super().training_step(batch, batch_idx)
+
+
+class AmnesicRegime(SteeringRegime):
+    """Keeps what it has collected out of its checkpoints."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["features"] = []

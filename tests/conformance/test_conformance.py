@@ -76,13 +76,16 @@ def test_two_processes_play_with_an_adapter_as_one_does(case, tmp_path):
         (promise_breakers.MuteRegime, promises.an_adapter_trains_alone),
         (promise_breakers.SecretiveRegime, promises.every_setting_has_a_line_in_the_docstring),
         (promise_breakers.SecretiveRegime, promises.the_recipe_explains_itself_and_names_the_regime),
+        (promise_breakers.DriftingRegime, promises.full_training_changes_every_trained_weight_and_no_other),
+        (promise_breakers.AmnesicRegime, promises.a_resume_within_an_epoch_is_bit_equal),
     ],
     ids=lambda thing: thing.__name__,
 )
 def test_a_broken_promise_is_seen(regime, broken, smoke_folder, tmp_path):
-    recipe = SMOKE / "sft.yaml"
+    recipe = SMOKE / ("steering.yaml" if regime.collects else "sft.yaml")
     if broken is not promises.the_recipe_explains_itself_and_names_the_regime:
-        text = recipe.read_text().replace("SFTRegime", f"promise_breakers.{regime.__name__}")
+        kept = "SteeringRegime" if regime.collects else "SFTRegime"
+        text = recipe.read_text().replace(kept, f"promise_breakers.{regime.__name__}")
         recipe = tmp_path / "broken.yaml"
         recipe.write_text(text.replace("max_steps: 24", "max_steps: 12"))
     with pytest.raises(AssertionError):
