@@ -137,7 +137,15 @@ def test_without_a_reward_the_environment_pays_and_is_explained(folder):
     ladder = ["--data.env=Ladder", '--data.env.symbols=[" a"," b"]', '--data.env.words=["1","2","3"]',
               "--data.env.rungs=1", "--data.env.coin_reward=0", "--data.env.outcome_reward=1"]  # fmt: skip
     options = ["--model.reward=null", "--model.shaping.weights=[0,1]", "--model.attribution.masking=delete"]
-    run(folder, *FIXED, *ladder, *options, "--model.dialogue.group=32", callback=seen)
+    run(
+        folder,
+        "--model.search=null",
+        "--trainer.max_steps=1",
+        *ladder,
+        *options,
+        "--model.dialogue.group=32",
+        callback=seen,
+    )
     paid = [t for t, _ in seen.kept if t.outcome > 0]
     assert paid and all(t.outcome == pytest.approx(1.7) for t in paid)
     alone = [t for t in paid if sum(r != 0 for r in t.token_rewards) >= 1]
