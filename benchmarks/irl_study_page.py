@@ -89,16 +89,15 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(9, 3.4 * len(noises)), layout="constrained")
     grid = figure.subplots(len(noises), 2, squeeze=False)
     for row, noise in zip(grid, noises, strict=True):
-        for arm, of_arm in by_arm(runs, noise).items():
+        for number, (arm, of_arm) in enumerate(by_arm(runs, noise).items()):
             series = [[r["start"], *r["rounds"]] for r in of_arm]
             for panel, name in zip(row, ("true_reward", "held_out_accuracy"), strict=True):
                 at = [k for k in range(len(series[0])) if all(name in s[k] for s in series)]
                 if not at:
                     continue
                 means, halves = zip(*(interval([s[k][name] for s in series]) for k in at), strict=True)
-                x = (
-                    at if len(series[0]) == 4 else [3 if k else 0 for k in at]
-                )  # arms of one stretch end where others do
+                ends = at if len(series[0]) == 4 else [3 if k else 0 for k in at]  # one stretch ends where rounds do
+                x = [k + 0.05 * (number - 3) for k in ends]
                 panel.errorbar(
                     x, means, halves, color=COLOURS[arm], marker="o", markersize=4, capsize=2, label=NAMES[arm]
                 )
