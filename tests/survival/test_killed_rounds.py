@@ -24,6 +24,9 @@ OPTIONS = [
     *("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.every_n_train_steps=1"),
     *("--trainer.callbacks.save_last=true", "--resume=auto"),
 ]
+# A search of three inner runs of one round, and a final one: a kill between two of them, and within one.
+OWN = {"shaping": [f"--model.search.{name}" for name in ("rounds=1", "final_rounds=1", "propose=random")]}
+COSTS = ("perf/", "train/reward_calls", "train/known")  # what a cache that starts empty changes
 
 
 class KillAt(Callback):
@@ -54,16 +57,16 @@ def fit(recipe, folder, home, kill_at=-1):
 
         door.run_trainer_verb = verb
         where = [f"--vars.folder={folder}", f"--trainer.logger.save_dir={home}"]
-        os._exit(door.main(["fit", "--config", f"smoke/{recipe}", *where, *OPTIONS]))
+        os._exit(door.main(["fit", "--config", f"smoke/{recipe}", *where, *OPTIONS, *OWN.get(recipe, [])]))
     except BaseException:
         traceback.print_exc(file=sys.__stderr__)
     os._exit(70)
 
 
 def outcome(home, recipe):
-    """Metrics without measured times, ledger, and weights of a run."""
+    """Metrics without costs, ledger, and weights of a run."""
     (file,) = home.glob(f"smoke-{recipe}/version_*/metrics.csv")
-    series = {k: v for k, v in read_metrics(file).series.items() if not k.startswith("perf/")}
+    series = {k: v for k, v in read_metrics(file).series.items() if not k.startswith(COSTS)}
     played = list(read_ledger(file.parent / "rollouts.jsonl"))
     return series, played, torch.load(home / "weights.pt")
 
@@ -75,7 +78,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("recipe", ["grpo", "ppo"])
+@pytest.mark.parametrize("recipe", ["grpo", "ppo", pytest.param("shaping", marks=pytest.mark.slow)])
 def test_a_run_killed_between_rounds_ends_as_one_that_was_not(recipe, folder, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for home in (whole, killed):
