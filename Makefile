@@ -10,7 +10,7 @@ demo: $(INSTALLED)  ## train full and condensed traces side by side, and compare
 	$(BIN)/lit-reason demo
 
 test: $(INSTALLED)  ## the tests, as continuous integration runs them
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 checks: $(INSTALLED)  ## formatting, lint, types, docstrings against signatures
 	$(BIN)/ruff format --check lit_reason kernels callbacks tests benchmarks

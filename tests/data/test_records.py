@@ -254,7 +254,7 @@ def test_a_folder_that_is_no_data_set_names_the_files_in_it(write):
         read_records(str(folder), Quarantine(None, 0))
 
 
-@pytest.mark.parametrize("data", [b"", gzip.compress(b""), lzma.compress(b"")])
+@pytest.mark.parametrize("data", [b"", gzip.compress(b"", mtime=0), lzma.compress(b"")])
 def test_an_empty_file(write, data):
     with pytest.raises(UserError, match="the file is empty"):
         read(write("a.jsonl", data))
