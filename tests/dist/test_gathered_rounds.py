@@ -20,16 +20,6 @@ from lit_reason.strategies.sharding import shard
 
 pytestmark = [pytest.mark.dist, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 
-TINY = {
-    "model_type": "qwen3",
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-}
 PARTS = 3  # two layers and the output layer
 NEVER = 39  # the end token; its logit is far below all others
 
@@ -53,7 +43,7 @@ class Gathers(TorchDispatchMode):
 
 def sharded():
     torch.manual_seed(3)
-    lm = LanguageModel.load(ModelConfig(config=TINY))
+    lm = LanguageModel.load(ModelConfig(config=two_ranks.TINY))
     shard(lm, init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel")))
     return lm
 

@@ -25,16 +25,6 @@ pytestmark = [pytest.mark.dist, pytest.mark.skipif(not hasattr(os, "fork"), reas
 
 S, D, V, CUT = 9, 4, 13, 8  # the first process holds 8 tokens of the vocabulary, the second 5
 SPLITS = {"both": 5, "one": 9}  # rows of the first process; with "one" the second has none
-TINY = {
-    "model_type": "qwen3",
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-}
 MODELS = {
     "full": {},
     "tied": {"tie_word_embeddings": True},
@@ -102,7 +92,7 @@ def of_a_model(name, mesh=None, rank=0, silent=False):
     targets = settings.pop("adapter", None)
     adapter = None if targets is None else AdapterConfig(rank=2, targets=targets)
     torch.manual_seed(3)
-    lm = LanguageModel.load(ModelConfig(config=TINY | settings, adapter=adapter))
+    lm = LanguageModel.load(ModelConfig(config=two_ranks.TINY | settings, adapter=adapter))
     for up in (p for n, p in lm.named_parameters() if "lora_B" in n):
         torch.nn.init.normal_(up)
     if mesh is not None:

@@ -12,6 +12,18 @@ from typing import Any
 
 import torch
 
+# A model that is split: two layers, an output layer of its own.
+TINY = {
+    "model_type": "qwen3",
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
+
 
 def run(work: Callable[..., Any], folder: Path, *args: Any, world: int = 2, timeout: float = 240) -> list[Any]:
     """What `work(*args)` returns in each process, in rank order; the environment is that of torchrun.

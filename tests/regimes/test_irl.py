@@ -36,14 +36,6 @@ SAVER += ["--trainer.callbacks.save_top_k=-1", "--trainer.callbacks.save_on_exce
 IMPLICIT = ["--model.reward.model=policy", "--model.rounds.policy_steps=0", "--model.policy.kl=0"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("irl")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +14,6 @@ from lit_reason.core.run_folder import run_folder
 from lit_reason.errors import UserError
 from lit_reason.regimes.shaping.trial_store import TrialStore
 from lit_reason.rollout.trajectory import NOT_SAMPLED
-from lit_reason.tasks import chain
-from lit_reason.tasks.student import write_student
 
 FIXED = ("--model.search=null", "--trainer.max_steps=2")
 SEARCH = (
@@ -34,21 +31,6 @@ SEARCH = (
         "--data.val_count=8",
     ),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("shaping")
-    write_student(folder / "base", chain.words(chain.ChainConfig()))
-    return folder
 
 
 def cli(folder, *options):
