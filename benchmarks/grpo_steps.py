@@ -57,7 +57,8 @@ def write_model(folder: Path, config: Mapping[str, Any]) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    fields = {k: v for k, v in config.items() if k != "model_type"}
+    # A padding token's embedding would begin at zero, and every norm multiply its gradient, to infinity in 30 layers.
+    fields = {k: v for k, v in config.items() if k not in ("model_type", "pad_token_id")}
     AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **fields)).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({str(i): i for i in range(config["vocab_size"])}, unk_token="0"))
     words.pre_tokenizer, words.decoder = pre_tokenizers.WhitespaceSplit(), decoders.Fuse()
