@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.chat_samples import SMOLLM2_135M, TINY
 from benchmarks.meter import Meter
 from benchmarks.record import record
-from benchmarks.rounds import Case, compare, peer_versions, run_rounds
+from benchmarks.rounds import Case, case_arguments, compare, peer_versions, run_rounds
 
 PROMPTS, GROUP, COMPLETION_TOKENS, LEARNING_RATE, CLIP_NORM = 4, 4, 96, 1e-6, 1.0
 CASES = (
@@ -158,13 +158,9 @@ def run(make: Any, options: argparse.Namespace) -> dict[str, float]:
 
 def arguments() -> argparse.ArgumentParser:
     """Arguments of the whole benchmark, and of one case, ours or the peer's."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = case_arguments(CASES, 3)
     parser.add_argument("--steps", type=int, default=3, help="steps of a case in a round, beside the first")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", help="a model folder, in place of random weights")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
-    parser.add_argument("--case", choices=[case.name for case in CASES], help=argparse.SUPPRESS)
     return parser
 
 

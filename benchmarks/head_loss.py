@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.meter import cost_of
 from benchmarks.record import record
-from benchmarks.rounds import Case, compare, peer_versions, run_rounds
+from benchmarks.rounds import Case, case_arguments, compare, peer_versions, run_rounds
 
 TOKENS, WIDTH, VOCABULARY, TRAINED = 2048, 576, 49152, 0.35
 TINY = (64, 16, 199)
@@ -118,11 +118,7 @@ def run(loss: Callable[[Inputs], Any], options: argparse.Namespace) -> dict[str,
 
 def arguments() -> argparse.ArgumentParser:
     """Arguments of the whole benchmark, and of one case, ours or a peer's."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tiny", action="store_true", help="a tiny head, to try the script")
-    parser.add_argument("--case", choices=[case.name for case in CASES], help=argparse.SUPPRESS)
+    parser = case_arguments(CASES, 5, tiny="head")
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     return parser
 

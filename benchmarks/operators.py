@@ -14,7 +14,7 @@ import json
 
 from benchmarks.meter import cost_of
 from benchmarks.record import record
-from benchmarks.rounds import Case, compare, run_rounds
+from benchmarks.rounds import Case, case_arguments, compare, run_rounds
 from tests.kernels import operators
 
 MODULE = "benchmarks.operators"
@@ -50,11 +50,8 @@ def run(name: str, seed: int, tiny: bool = False) -> dict[str, float]:
 
 def main() -> None:
     """Run one case, or all of them in rounds and write the file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tiny", action="store_true", help="a tiny head, to try the script")
-    parser.add_argument("--case", choices=[case.name for case in CASES], help=argparse.SUPPRESS)
+    parser = case_arguments(CASES, 3, tiny="head")
+    parser.description = __doc__.splitlines()[0]
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:

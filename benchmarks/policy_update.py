@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.chat_samples import SMOLLM2_135M, TINY
 from benchmarks.meter import cost_of
 from benchmarks.record import record
-from benchmarks.rounds import Case, compare, peer_versions, run_rounds
+from benchmarks.rounds import Case, case_arguments, compare, peer_versions, run_rounds
 
 PROMPTS, GROUP, PROMPT_TOKENS, COMPLETION_TOKENS = 4, 4, (32, 96), (64, 128)
 CLIP_RATIO, KL_WEIGHT, ENTROPY_WEIGHT, CLIP_NORM, LEARNING_RATE = 0.2, 0.04, 0.01, 1.0, 1e-6
@@ -134,11 +134,7 @@ def run(make_updates: Any, options: argparse.Namespace) -> dict[str, float]:
 
 def arguments() -> argparse.ArgumentParser:
     """Arguments of the whole benchmark, and of one case, ours or the peer's."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
-    parser.add_argument("--case", choices=[case.name for case in CASES], help=argparse.SUPPRESS)
+    parser = case_arguments(CASES, 5)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     return parser
 

@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.chat_samples import SMOLLM2_135M, TINY
 from benchmarks.meter import cost_of
 from benchmarks.record import record
-from benchmarks.rounds import Case, compare, peer_versions, run_rounds
+from benchmarks.rounds import Case, case_arguments, compare, peer_versions, run_rounds
 
 PROMPTS, GROUP, PROMPT_TOKENS = 4, 4, (32, 96)
 MEAN_LENGTH, SPREAD = {"one_turn": 32, "four_turns": 14}, 0.7
@@ -143,12 +143,8 @@ def run(make_player: Callable[[str, dict[str, Any]], Any], options: argparse.Nam
 
 def arguments() -> argparse.ArgumentParser:
     """Arguments of the whole benchmark, and of one case, ours or a peer's."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = case_arguments(CASES, 5)
     parser.add_argument("--prompts", type=int, default=PROMPTS, help=f"each with {GROUP} rollouts")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script")
-    parser.add_argument("--case", choices=[case.name for case in CASES], help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     return parser
 

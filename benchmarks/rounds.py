@@ -5,6 +5,7 @@ This process imports no torch, so that what it starts begins small.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -59,6 +60,22 @@ class Runs:
         """One figure over that of the base, round by round."""
         pairs = zip(self.figures[case], self.figures[base], strict=True)
         return [a[key] / b[key] for a, b in pairs if a is not None and b is not None]
+
+
+def case_arguments(cases: Sequence[Case], rounds: int, tiny: str = "model") -> argparse.ArgumentParser:
+    """Arguments of a benchmark whose cases run in processes of their own: those of the whole, and of one case.
+
+    Args:
+        cases: all of them.
+        rounds: how many by default.
+        tiny: what `--tiny` makes tiny.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tiny", action="store_true", help=f"a tiny {tiny}, to try the script")
+    parser.add_argument("--case", choices=[case.name for case in cases], help=argparse.SUPPRESS)
+    return parser
 
 
 def run_rounds(cases: Sequence[Case], rounds: int, arguments: Callable[[int], list[str]], threads: int) -> Runs:
