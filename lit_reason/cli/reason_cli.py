@@ -44,6 +44,7 @@ SCANNED = (
 )
 HANDED_OVER = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
 CHECKPOINT_WORDS = ("best", "last", "hpc")
+WRITTEN_BY_A_RUN = "# lightning.pytorch=="
 
 
 def import_choices(names: Sequence[str] = SCANNED) -> None:
@@ -80,14 +81,24 @@ class SaveRunConfig(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file; `lit-reason VERB --config RUN/config.yaml` repeats the run."""
+        """Write the file; `lit-reason VERB --config RUN/config.yaml` repeats the run.
+
+        Raises:
+            UserError: a file of that name is there which no run has written.
+        """
+        target = self.folder / self.config_filename
+        if target.is_file() and not target.read_text(errors="replace").startswith(WRITTEN_BY_A_RUN):
+            raise UserError(
+                f"{target}: a run keeps its whole recipe there, and this file is your own; give the run a folder "
+                "(trainer.default_root_dir or a logger), or rename the file"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
         if "resume" in config:
             config["resume"] = None  # to repeat a run is not to go on with it
         self.parser.save(
             config,
-            str(self.folder / self.config_filename),
+            str(target),
             skip_none=False,
             overwrite=True,
             multifile=False,
@@ -104,6 +115,12 @@ class RecipeParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
+        """Parse. jsonargparse hands a nested option to the parser of its class as text, and null as `None`."""
+        if getattr(self, "_inner_parser", False) and args:
+            args = [f"{word.removesuffix('=None')}=null" if word.endswith("=None") else word for word in args]
+        return super().parse_args(args, *rest, **kwargs)
 
 
 class ReasonCLI(LightningCLI):

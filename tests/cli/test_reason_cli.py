@@ -97,6 +97,20 @@ def test_later_files_append_callbacks_and_options_reach_nested_fields():
     assert cli.datamodule.condense.tau == 0.5 and cli.datamodule.condense.strategy == "epic"
 
 
+def test_a_config_of_the_users_own_is_not_overwritten(capsys):
+    own = Path("config.yaml")
+    own.write_text(BASE)
+    assert "config.yaml: a run keeps its whole recipe there" in refusal(capsys, config="config.yaml")
+    assert own.read_text() == BASE
+
+
+@pytest.mark.parametrize("given", [["--model.lm.adapter", "null"], ["--model.lm.adapter=null"]])
+def test_an_option_of_a_class_takes_null(given):
+    assert build().model.lm_config.adapter.rank == 4
+    assert build(*given).model.lm_config.adapter is None
+    assert build("--model.lm.adapter.folder=null").model.lm_config.adapter.folder is None
+
+
 def test_class_is_switched_by_its_short_name():
     cli = build("--model", "LoudToyRegime", "--model.volume", "2")
     assert type(cli.model) is cli_toys.LoudToyRegime
