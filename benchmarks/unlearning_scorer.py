@@ -14,7 +14,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from lit_reason.data.unlearning.rows import Role, UnlearnRow, read_rows
-from lit_reason.metrics.unlearning import ExactAnswer, RegurgitationROUGE, UnlearningScores
+from lit_reason.metrics.lume import UnlearningScores
+from lit_reason.metrics.unlearning import ExactAnswer, RegurgitationROUGE
 
 
 def recall_by_hand(written: str, reference: str) -> float:

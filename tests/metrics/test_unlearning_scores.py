@@ -9,22 +9,24 @@ from dist import two_ranks
 from sklearn.metrics import roc_auc_score
 from torchmetrics.classification import BinaryAUROC
 
-from lit_reason.metrics.unlearning import (
+from lit_reason.metrics.lume import (
     FLOOR,
+    UnlearningScores,
+    attack_score,
+    final_score,
+    inverted,
+    task_aggregate,
+)
+from lit_reason.metrics.unlearning import (
     ChoiceAccuracy,
     ExactAnswer,
     LossAttack,
     RegurgitationROUGE,
     RowMeans,
-    UnlearningScores,
-    attack_score,
     auc,
-    final_score,
-    inverted,
     is_exact,
     rouge_l_recall,
     row_key,
-    task_aggregate,
 )
 
 TASKS = ("task1", "task2", "task3")
@@ -312,7 +314,7 @@ def test_rouge_names_its_extra(monkeypatch):
     from lit_reason.errors import UserError
     from lit_reason.metrics import unlearning
 
-    monkeypatch.setattr(unlearning, "_scorer", None)
+    unlearning._rouge.cache_clear()
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(UserError, match=r"lit-reason\[unlearn\]"):
         rouge_l_recall("a", "a")

@@ -23,6 +23,7 @@ from lit_reason.data.unlearning.datamodule import UnlearnData, packs_of
 from lit_reason.data.unlearning.pairs import RolePack
 from lit_reason.data.unlearning.rows import Role
 from lit_reason.losses.preference import sequence_sums
+from lit_reason.metrics.lume import UnlearningScores
 from lit_reason.metrics.mmlu import mmlu_accuracy
 from lit_reason.metrics.repetition import tail_repeats
 from lit_reason.metrics.unlearning import (
@@ -31,7 +32,6 @@ from lit_reason.metrics.unlearning import (
     LossAttack,
     RegurgitationROUGE,
     RowMeans,
-    UnlearningScores,
 )
 from lit_reason.models.config import ModelConfig
 from lit_reason.rollout.config import SamplingConfig
