@@ -80,7 +80,7 @@ class Setting:
 
     Attributes:
         arms: by their names in the table.
-        rates: learning rates to choose from, rising; the search begins with the two in the middle.
+        rates: learning rates to choose from, rising; the search begins in the middle.
         sweep: seeds of documents and of adapter in the sweep of rates.
         seeds: of adapters and order, of the runs that are reported. Their documents are those of seed 0.
         epochs: passes over the forget rows.

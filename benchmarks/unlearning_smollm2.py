@@ -35,7 +35,7 @@ LAYER, COEFFICIENT = 10, 150.0  # of 30 layers; about the length of the states t
 OURS = {"ours: RMU": Arm(partial(RMU, layer=LAYER, coefficient=COEFFICIENT), {"retain_ratio": 3})}
 SETTING = Setting(
     arms={**literature(LAYER, COEFFICIENT), **OURS},
-    rates=(3e-4, 1e-3, 3e-3, 1e-2),
+    rates=(5e-4, 2e-3, 6e-3),
     sweep=(0, 99),
     seeds=(0,),
     epochs=5,
@@ -123,7 +123,7 @@ class SmolStudy(Study):
         def regime() -> UnlearnRegime:
             return UnlearnRegime(ModelConfig(path=self.path), KINDS[kind](), OptimConfig(lr=MEMORISE_LR, warmup=0.05))
 
-        return self.learn(kind, regime, self.rows(0, 0), MEMORISE_EPOCHS)
+        return self.learn(kind, regime, self.rows(0, 0, batch_rows=8), MEMORISE_EPOCHS)
 
 
 def main() -> None:

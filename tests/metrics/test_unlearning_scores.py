@@ -318,37 +318,3 @@ def test_rouge_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(UserError, match=r"lit-reason\[unlearn\]"):
         rouge_l_recall("a", "a")
-
-
-def test_mmlu_names_its_extra(monkeypatch):
-    import sys
-
-    from lit_reason.errors import UserError
-    from lit_reason.metrics.mmlu import mmlu_accuracy
-
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(UserError, match=r"lit-reason\[mmlu\]"):
-        mmlu_accuracy(None, None)
-
-
-def test_mmlu_asks_lm_eval_for_all_subjects(monkeypatch):
-    """lm-eval and its questions are stood in for; its own names are those of version 0.4.13."""
-    import sys
-    from types import ModuleType
-
-    from lit_reason.metrics.mmlu import mmlu_accuracy
-
-    asked: dict = {}
-
-    def simple_evaluate(**settings):
-        asked.update(settings)
-        return {"results": {"mmlu": {"acc,none": 0.371}}}
-
-    modules = {name: ModuleType(name) for name in ("lm_eval", "lm_eval.models", "lm_eval.models.huggingface")}
-    modules["lm_eval"].simple_evaluate = simple_evaluate
-    modules["lm_eval.models.huggingface"].HFLM = lambda **settings: settings
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    assert mmlu_accuracy("model", "tokenizer", limit=2) == 0.371
-    assert asked["tasks"] == ["mmlu"] and asked["limit"] == 2 and asked["num_fewshot"] == 0
-    assert asked["model"] == {"pretrained": "model", "tokenizer": "tokenizer", "batch_size": 8}
