@@ -269,6 +269,7 @@ class Regime(LightningModule):
                 "prompt": batch[c.prompt_index].text,
                 "sample": c.sample_index,
                 "completion": c.text,
+                "ended": c.closed_eos,
                 "answer": batch[c.prompt_index].answer,
             }
             for c in completions

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 from lit_reason.core.metrics_log import MetricsLog
 from lit_reason.core.plots import Curve, Figure, line_plot
 from lit_reason.core.report import Section, Table
 
 SUSPECT = 0.9  # accuracy of a rule, or share of a margin, from which on style is likely
 ALARMS: dict[str, str] = {
-    "style": "The reward tells its own pairs apart ({train:.0%}) but not those that people judged ({held:.0%}): it has "
-    "learnt style. Lower reward.stop_accuracy, give the reward fewer steps, or make answers look like demonstrations.",
+    "style": "The reward tells its own pairs apart ({train:.0%}) but not held-out ones{kind} ({held:.0%}): it learnt "
+    "style. Lower reward.stop_accuracy, give the reward fewer steps, or make answers look like demonstrations.",
     "falls": "Accuracy on held-out pairs fell from {best:.0%} to {held:.0%}: later rounds teach the reward something "
     "else. Set reward.check_every and reward.stop_drop, or replay earlier pairs (reward.replay: all).",
     "length": "Length alone tells {length:.0%} of the pairs apart (correlation with the margin {corr:+.2f}): the "
@@ -23,8 +25,21 @@ ALARMS: dict[str, str] = {
     "far": "The policy moved {moved:.1f} nats a response in one round, {total:.1f} from its start. Set "
     "rounds.max_round_kl, raise policy.kl, or hold it to the start of the run (rounds.kl_reference: initial).",
 }
+NO_BETTER = 0.55  # accuracy on held-out pairs below which a reward knows nothing of them
+KINDS = ("c2", "c3", "c4", "c5")  # colours of kinds of held-out pairs
+BANDS = "Bands are 95 % Wilson intervals."
+HELD_OUT = "val/pair_accuracy/"  # and the kind of the pairs
 FAR = 20.0  # nats a response
 DRIFT = 1.0  # deviations
+
+
+def kinds(log: MetricsLog) -> list[str]:
+    """Kinds of held-out pairs, where the run told them apart.
+
+    Args:
+        log: the run's metrics.
+    """
+    return sorted(name.removeprefix(HELD_OUT) for name in log.series if name.startswith(HELD_OUT))
 
 
 def reward_alarms(log: MetricsLog) -> list[str]:
@@ -37,12 +52,15 @@ def reward_alarms(log: MetricsLog) -> list[str]:
     held = [value for _, value in log.points("val/pair_accuracy")]
     found = []
 
-    def alarm(name: str, **figures: float) -> None:
+    def alarm(name: str, **figures: float | str) -> None:
         found.append(ALARMS[name].format(**figures))
 
     train = last["pair_accuracy"]
-    if train is not None and held and train > SUSPECT and held[-1] < 0.55:
-        alarm("style", train=train, held=held[-1])
+    by_kind = [(log.last(HELD_OUT + kind) or 0.0, f" of the kind '{kind}'") for kind in kinds(log)]
+    if train is not None and held and train > SUSPECT:
+        worst, kind = min([(held[-1], ""), *by_kind])
+        if worst < NO_BETTER:
+            alarm("style", train=train, held=worst, kind=kind)
     if len(held) > 1 and held[-1] < max(held) - 0.05:
         alarm("falls", best=max(held), held=held[-1])
     length, corr = last["length_accuracy"], last["length_correlation"]
@@ -76,22 +94,21 @@ def reward_section(log: MetricsLog) -> Section:
         return Section("Learned reward")
     return Section(
         "Learned reward",
-        "Pairs are a demonstration and the policy's answer. A reward that tells its own pairs apart and not those "
-        "that people judged has learnt style, not substance.",
+        "Its own pairs are a demonstration and the policy's answer. A reward that tells those apart and not the "
+        "held-out ones, in which one answer is known to be better, has learnt style, not substance.",
         figures=[figure for figure in _figures(log) if figure is not None],
         tables=_by_round(log),
     )
 
 
 def _figures(log: MetricsLog) -> list[Figure | None]:
-    held = log.points("val/pair_accuracy")
-    ends = [dict(log.points(f"val/pair_accuracy_{end}")) for end in ("low", "high")]
-    band = [(step, ends[0][step], ends[1][step]) for step, _ in held if step in ends[0] and step in ends[1]]
     told = [
         Curve("its own pairs", log.points("train/pair_accuracy"), "c1", smooth=True),
-        Curve("held-out pairs, judged by people", held, "c2", markers=True, band=band),
-        Curve("by length alone", log.points("train/length_accuracy"), "c8", markers=True, dashed=True),
+        *(_held_out(log, f"/{kind}", colour) for kind, colour in zip(kinds(log), itertools.cycle(KINDS))),
+        Curve("by length alone, its own pairs", log.points("train/length_accuracy"), "c8", markers=True, dashed=True),
     ]
+    if not kinds(log):
+        told.insert(1, _held_out(log, "", KINDS[0]))
     leaks = [
         Curve("correlation with length", log.points("train/length_correlation"), "c4", markers=True),
         Curve("share of the end token", log.points("train/end_share"), "c5", markers=True),
@@ -108,12 +125,20 @@ def _figures(log: MetricsLog) -> list[Figure | None]:
     likely = Curve("log-likelihood", log.points("train/expert_logp"), "c1", markers=True)
     note = "Dots come once a round."
     return [
-        line_plot("Pairs told apart", told, percent=True, note="The band is the 95 % Wilson interval." if band else ""),
+        line_plot("Pairs told apart", told, percent=True, note=BANDS if log.points("val/pair_accuracy") else ""),
         line_plot("Signs of style", leaks, note=note),
         line_plot("How far the policy moved", moved, unit="nats a response", from_zero=True, note=note),
         line_plot("Scale of the reward", scale, note=note),
         line_plot("Likelihood of demonstrations", [likely], unit="nats a response", note=note),
     ]
+
+
+def _held_out(log: MetricsLog, ending: str, colour: str) -> Curve:
+    held = log.points(f"val/pair_accuracy{ending}")
+    ends = [dict(log.points(f"val/pair_accuracy_{end}{ending}")) for end in ("low", "high")]
+    band = [(step, ends[0][step], ends[1][step]) for step, _ in held if step in ends[0] and step in ends[1]]
+    name = f"held-out pairs: {ending[1:]}" if ending else "held-out pairs"
+    return Curve(name, held, colour, markers=True, band=band)
 
 
 def _by_round(log: MetricsLog) -> list[Table]:

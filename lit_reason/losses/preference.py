@@ -80,6 +80,23 @@ def pair_loss(chosen_N: Tensor, rejected_N: Tensor, *, beta: float = 0.1, shape:
     return margin_loss(beta * (chosen_N - rejected_N), shape)
 
 
+def chi2_penalty(chosen_N: Tensor, rejected_N: Tensor) -> Tensor:
+    """Half the mean square of the scores of both answers of a pair, which bounds the linear loss.
+
+    With weight c beside that loss, preferred answers from p and others from q, the best score of an answer is
+    `(2 / c) (p - q) / (p + q)`, never beyond `2 / c`; the loss is then `-2 / c` times the chi-square divergence of p from
+    the even mix of p and q. A penalty of this kind is that of LS-IQ (arXiv 2303.00599).
+
+    Args:
+        chosen_N: score of each preferred answer.
+        rejected_N: score of the answer that it is preferred to.
+
+    Returns:
+        `[N]` penalties, none below 0.
+    """
+    return (chosen_N**2 + rejected_N**2) / 4
+
+
 def npo_loss(ratio_N: Tensor, *, beta: float = 0.1) -> Tensor:
     """Negative preference optimization, `-(2 / beta) log sigmoid(-beta r)` (arXiv 2404.05868, equation 3).
 

@@ -11,7 +11,7 @@ import itertools
 import pytest
 import torch
 
-from lit_reason.losses.preference import margin_loss, pair_loss
+from lit_reason.losses.preference import chi2_penalty, margin_loss, pair_loss
 from lit_reason.regimes.irl.watch import accuracy, contraction, correlation
 
 F64 = torch.float64
@@ -83,6 +83,46 @@ def test_a_sampled_gradient_is_the_exact_one_in_a_language_that_can_be_counted()
     errors = (each.mean(0) - exact).abs() / (each.std(0) / n**0.5)
     assert float(errors.max()) < 3.0
     assert float(exact.abs().max()) > 20 * float(each.std(0).max() / n**0.5)  # it is no noise that agrees
+
+
+# ---- the penalty that bounds the linear loss ----------------------------------------------------------------------
+
+
+def penalised(reward: torch.Tensor, expert: torch.Tensor, policy: torch.Tensor, weight: float) -> torch.Tensor:
+    both = expert[:, None] * policy[None, :]
+    penalty = chi2_penalty(*torch.broadcast_tensors(reward[:, None], reward[None, :]))
+    return expected_loss(reward, expert, policy, "linear") + weight * (both * penalty).sum()
+
+
+@pytest.mark.parametrize("weight", [0.1, 2.0])
+def test_the_penalised_linear_loss_has_the_gradient_and_the_optimum_of_its_closed_form(weight):
+    expert, policy = draw(6, seed=1).softmax(-1), draw(6, seed=2).softmax(-1)
+    reward = draw(6, seed=3).requires_grad_()
+    (gradient,) = torch.autograd.grad(penalised(reward, expert, policy, weight), reward)
+    by_hand = policy - expert + weight / 2 * (expert + policy) * reward.detach()
+    torch.testing.assert_close(gradient, by_hand, rtol=0, atol=1e-12)
+    best, even = 2 / weight * (expert - policy) / (expert + policy), (expert + policy) / 2
+    lowest = float(penalised(best, expert, policy, weight))
+    assert lowest == pytest.approx(-2 / weight * float(((expert - even) ** 2 / even).sum()), rel=1e-12)
+    for seed in range(5):
+        assert float(penalised(best + draw(6, seed=seed, scale=1e-2), expert, policy, weight)) > lowest
+
+
+def test_the_penalised_optimum_is_bounded_where_the_two_share_nothing():
+    expert = torch.tensor([0.5, 0.5, 0.0], dtype=F64)
+    policy = torch.tensor([0.0, 0.5, 0.5], dtype=F64)
+    reward = torch.zeros(3, dtype=F64, requires_grad=True)
+    for _ in range(200):
+        (gradient,) = torch.autograd.grad(penalised(reward, expert, policy, 0.5), reward)
+        reward = (reward - gradient).detach().requires_grad_()
+    torch.testing.assert_close(reward.detach(), torch.tensor([4.0, 0.0, -4.0], dtype=F64), rtol=0, atol=1e-8)
+
+
+def test_the_penalty_is_half_the_mean_square_with_its_gradient_by_differences():
+    chosen, rejected = draw(4, seed=1).requires_grad_(), draw(4, seed=2).requires_grad_()
+    assert torch.autograd.gradcheck(chi2_penalty, (chosen, rejected))
+    mean_square = torch.stack([chosen, rejected]).pow(2).mean(0)
+    torch.testing.assert_close(chi2_penalty(chosen, rejected), mean_square / 2, rtol=0, atol=1e-15)
 
 
 # ---- the Bradley-Terry surrogate ---------------------------------------------------------------------------------

@@ -13,12 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_reason.data.datamodule import TraceData
 from lit_reason.data.loader import BinSampler, OrderedLoader
-from lit_reason.data.reading.formats import to_conversation
-from lit_reason.data.reading.records import Quarantine, read_records
 from lit_reason.data.rendering.render import Renderer
 from lit_reason.data.token_row import Segment, TokenRow
 from lit_reason.envs.task_data import TaskBatch
-from lit_reason.errors import RowError, UserError
+from lit_reason.errors import UserError
+from lit_reason.regimes.irl.held_out import HeldOutPair, by_kind, read_pairs
 
 SECTIONS, ROLLOUTS, PAIRS = range(3)  # streams of random order: prompts of a round, of the policy's steps; pairs
 
@@ -99,12 +98,18 @@ class DemonstrationData(TraceData):
 
     Args:
         pairs_file: pairs in which people, or a checker, preferred one answer (`chosen`, `rejected` and a prompt, or
-            whole conversations), to measure the reward on. Never trained on.
-        pairs_limit: most pairs to take of it.
+            whole conversations), to measure the reward on. Never trained on. Files by name are kinds of pairs, each
+            with an accuracy of its own.
+        pairs_limit: most pairs to take of each kind.
         **kwargs: as for `TraceData`.
     """
 
-    def __init__(self, pairs_file: str | list[str] | None = None, pairs_limit: int = 500, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        pairs_file: str | list[str] | dict[str, str | list[str]] | None = None,
+        pairs_limit: int = 500,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.pairs_file, self.pairs_limit = pairs_file, pairs_limit
         self.steps: RoundPlan | None = None  # the regime sets it
@@ -187,31 +192,10 @@ class DemonstrationData(TraceData):
 
     # ---- held-out pairs ----
 
-    def held_out_pairs(self) -> list[tuple[TokenRow, TokenRow]]:
-        """Preferred and other answer of each pair of `pairs_file`; those that cannot be used are counted and told."""
-        rejects = Quarantine(None, self.max_bad_rows)
-        pairs: list[tuple[TokenRow, TokenRow]] = []
-        for row_id, record in read_records(self.pairs_file or (), rejects):
-            if len(pairs) == self.pairs_limit:
-                break
-            try:
-                pairs.append((self._side(record, row_id, "chosen"), self._side(record, row_id, "rejected")))
-            except RowError as error:
-                rejects.add(row_id, error, record)
-        if not pairs:
-            raise UserError(f"data.pairs_file holds no pair of chosen and rejected answers\n{rejects.summary()}")
-        if rejects.total:
-            rank_zero_info(f"pairs: {rejects.summary()}")
-        return pairs
-
-    def _side(self, record: dict[str, Any], row_id: str, side: str) -> TokenRow:
-        if side not in record:
-            raise RowError(f"missing field: the row has no '{side}'")
-        conversation = to_conversation({**record, "chosen": record[side]}, row_id, format="preference", train_on="last")
-        row = self.renderer.rows(conversation)[-1]
-        if len(row) > self.max_length:
-            raise RowError(f"too long: {len(row)} tokens, data.max_length is {self.max_length}")
-        return row
+    def held_out_pairs(self) -> list[HeldOutPair]:
+        """Better and other answer of each pair of `pairs_file`, in turn of every kind."""
+        limits = {"max_length": self.max_length, "limit": self.pairs_limit, "max_bad_rows": self.max_bad_rows}
+        return read_pairs(by_kind(self.pairs_file), self.renderer, **limits)
 
     def val_dataloader(self) -> DataLoader | list:  # type: ignore[override]
         """Held-out pairs, `batch_rows` at a time, all of them on every process; nothing without `pairs_file`."""

@@ -18,7 +18,7 @@ from lit_reason.core.group_credit import by_group
 from lit_reason.core.on_policy import UPDATE_FIGURES
 from lit_reason.core.policy_config import PolicyConfig
 from lit_reason.credit.group import CreditConfig, credit_rule
-from lit_reason.losses.preference import margin_loss
+from lit_reason.losses.preference import chi2_penalty, margin_loss
 from lit_reason.metrics.means import Means
 from lit_reason.models.config import ModelConfig
 from lit_reason.regimes.irl import watch
@@ -89,7 +89,7 @@ class IRLRegime(RewardSide):
         else:
             score_N2 = self.reward(pack.ids, pack.positions, pack.cu_seqlens).view(-1, 2)
         margin_N = score_N2[:, 0] - score_N2[:, 1]
-        loss = margin_loss(margin_N, c.loss).sum() + 0.5 * c.chi2 * (score_N2**2).mean(1).sum()
+        loss = (margin_loss(margin_N, c.loss) + c.chi2 * chi2_penalty(*score_N2.T)).sum()
         self.record_margins(loss.detach(), margin_N.detach(), norm)
         return self.normalise(loss, pack)
 
@@ -128,12 +128,9 @@ class IRLRegime(RewardSide):
 
     @torch.no_grad()
     def validation_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        """How often the reward prefers what people preferred."""
-        margin_N, longer_N = self.held_out_margins(batch)
-        self.pair_meter.update("pair_accuracy", watch.accuracy(margin_N))
-        self.pair_meter.update("length_accuracy", watch.accuracy(longer_N))
-        self.pairs_seen += len(margin_N)
+        """How often the reward prefers the better answer."""
+        self.pair_meter.add(batch, self.held_out_margins(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracy on held-out pairs, with its interval."""
-        self.log_held_out()
+        self.log_meter(self.pair_meter, "val")

@@ -16,16 +16,14 @@ from lit_reason.core.actor_critic import ActorCriticRegime
 from lit_reason.core.optim import build_optimizer
 from lit_reason.core.ranks import from_all_ranks
 from lit_reason.data.packing import pack_rows
-from lit_reason.data.token_row import TokenRow
 from lit_reason.errors import UserError
-from lit_reason.metrics.intervals import wilson
-from lit_reason.metrics.means import Means
 from lit_reason.models.language_model import LanguageModel
 from lit_reason.models.reward import REWARD_ADAPTER, RewardModel, add_reward_adapter, let_go, train_all_adapters
 from lit_reason.regimes.irl import watch
 from lit_reason.regimes.irl.answers import AnswerPlayer, answer_logps, text_row
 from lit_reason.regimes.irl.config import RewardConfig, RoundConfig, check_together
 from lit_reason.regimes.irl.demonstrations import DemonstrationData, RoundBatch, RoundPlan, with_steps
+from lit_reason.regimes.irl.held_out import HeldOutPair, PairMeter, by_kind
 from lit_reason.regimes.irl.rates import with_reward
 from lit_reason.regimes.irl.rounds import Rounds
 from lit_reason.rollout.config import DialogueConfig, SamplingConfig
@@ -66,11 +64,11 @@ class RewardSide(ActorCriticRegime):
             raise UserError("policy.resample plays other tasks in place of some; IRLRegime has no others: set it to 0")
         self.round_config, self.reward_config = rounds, reward
         self.rounds, self.place = Rounds(self), None
-        self.pair_meter, self.pairs_seen = Means(("pair_accuracy", "length_accuracy")), 0
+        self.pair_meter = PairMeter()
         self._tally = (0.0, 0.0)
         self._without_gradient: list[nn.Parameter] = []
         self._between = False
-        self._held_out: list[tuple[TokenRow, TokenRow]] | None = None
+        self._held_out: list[HeldOutPair] | None = None
 
     # ---- set-up ----
 
@@ -83,6 +81,7 @@ class RewardSide(ActorCriticRegime):
         """Tell the data module how long rounds are, and warn of settings that bend the gradient."""
         c = self.round_config
         with_steps(self._data, RoundPlan(c.reward_steps, c.policy_steps, self.policy.updates))
+        self.pair_meter = PairMeter(tuple(by_kind(self.data.pairs_file)))
         self.dialogue = DialogueConfig(
             group=c.group, turn_tokens=self.sampling.max_new_tokens, total_tokens=self.data.max_length
         )
@@ -328,22 +327,20 @@ class RewardSide(ActorCriticRegime):
 
     # ---- held-out pairs ----
 
-    def held_out_margins(self, pairs: Sequence[tuple[TokenRow, TokenRow]]) -> tuple[Tensor, Tensor]:
-        """Margins of preferred over other answers, and by how many tokens the preferred one is longer.
+    def held_out_margins(self, pairs: Sequence[HeldOutPair]) -> Tensor:
+        """Margins of better over other answers.
 
         Args:
             pairs: N of them.
         """
-        rows = [row for pair in pairs for row in pair]
-        pack = pack_rows(rows).to(self.device)
+        pack = pack_rows([row for pair in pairs for row in (pair.chosen, pair.rejected)]).to(self.device)
         if self.reward_config.model == "network":
             score_N2 = self.reward(pack.ids, pack.positions, pack.cu_seqlens).view(-1, 2)
         else:
             with self.initial() if self.has_initial else self.rounds.previous() as first:
                 before = answer_logps(first, pack)
             score_N2 = (answer_logps(self.lm, pack) - before).view(-1, 2)
-        longer = torch.tensor([len(a) - len(b) for a, b in pairs]).float()
-        return score_N2[:, 0] - score_N2[:, 1], longer
+        return score_N2[:, 0] - score_N2[:, 1]
 
     @torch.no_grad()
     def held_out_accuracy(self) -> float:
@@ -355,19 +352,9 @@ class RewardSide(ActorCriticRegime):
         size, lm = self.data.batch_rows or 1, self.reward.lm
         training = lm.training
         lm.eval()
-        found = [self.held_out_margins(self._held_out[i : i + size])[0] for i in range(0, len(self._held_out), size)]
+        found = [self.held_out_margins(self._held_out[i : i + size]) for i in range(0, len(self._held_out), size)]
         lm.train(training)
         return float(watch.accuracy(torch.cat(found)).mean())
-
-    def log_held_out(self) -> None:
-        """Log the accuracy on held-out pairs with its 95 % interval."""
-        if self.pairs_seen:
-            right = float(self.pair_meter.compute()["pair_accuracy"])
-            low, high = wilson(right * self.pairs_seen, self.pairs_seen)
-            for name, value in (("low", low), ("high", high)):
-                self.log(f"val/pair_accuracy_{name}", value, batch_size=1)
-        self.log_meter(self.pair_meter, "val")
-        self.pairs_seen = 0
 
     # ---- checkpoints ----
 

@@ -1,0 +1,279 @@
+"""Study: SmolLM2-135M-Instruct learns a reward from short solutions of GSM8K. Does it learn substance or style?
+
+    python -m benchmarks.irl_smollm2 --gsm8k train.jsonl --model SmolLM2-135M-Instruct.Q4_1.gguf --out runs/irl-smollm2
+
+Every step is a command of the product, as a user would type it, and leaves its files in OUT; what is there is not made
+again. Demonstrations are the shortest solutions, without calculator marks. Held-out pairs set the solution of a problem
+that is not among them against a worse answer, of one of three kinds: `sampled`, an answer of the untouched model that
+ended and is wrong; `numbers`, the same solution with the results of its calculations replaced by other numbers of as
+many digits; `swapped`, the solution of another problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.record import record
+from lit_reason.core.metrics_log import read_metrics
+from lit_reason.data.config import RenderConfig
+from lit_reason.data.packing import pack_rows
+from lit_reason.data.reading.row_files import complete_or_absent
+from lit_reason.data.rendering.render import Renderer
+from lit_reason.data.token_row import TokenRow
+from lit_reason.metrics.intervals import wilson
+from lit_reason.models.config import ModelConfig
+from lit_reason.models.language_model import LanguageModel
+from lit_reason.models.loading import load_tokenizer
+from lit_reason.regimes.irl.held_out import read_pairs
+from lit_reason.regimes.irl.watch import FIGURES, accuracy
+from lit_reason.rewards.checkers import get_checker
+
+HELD_OUT, PROBLEMS = 180, 60  # problems of the pairs; of them, those that policies answer
+SAMPLES = 2  # answers of the untouched model to each
+QUESTION, SOLUTION = 180, 150  # most characters
+HEADS = 20  # untrained heads
+ROUND_FIGURES = set(FIGURES) - {"reward_loss", "pair_accuracy", "margin", "resting"}
+KINDS = ("sampled", "numbers", "swapped")
+RECIPE, LIKELIHOOD = "recipes/irl/smollm2-gsm8k.yaml", "recipes/sft/smollm2-gsm8k.yaml"
+MARK = re.compile(r"<<[^<>]*>>")
+RESULT = re.compile(r"<<[^<>]*>>\s*(\d[\d,]*\.?\d*)")
+SIZE = {
+    "model.rounds.prompts": 64,
+    "model.rounds.reward_steps": 16,
+    "model.rounds.policy_steps": 6,
+    "model.rounds.probe": 32,
+    "model.reward.check_every": 0,
+    "model.sampling.max_new_tokens": 96,
+    "data.max_length": 256,
+    "data.pairs_limit": 150,
+    "trainer.max_epochs": 2,
+}
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rows as a file, whole or not at all."""
+    with complete_or_absent(path) as unfinished:
+        unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def other_number(text: str, rng: random.Random) -> str:
+    """Another number with as many digits; points and commas stay."""
+    while True:
+        digits = iter([rng.choice("123456789"), *(rng.choice("0123456789") for _ in text)])
+        found = "".join(next(digits) if c.isdigit() else c for c in text)
+        if found != text:
+            return found
+
+
+def corrupted(solution: str, rng: random.Random) -> str:
+    """A solution with calculator marks, in which every result is another number, and the answer the last of them."""
+    last = ""
+
+    def spoil(match: re.Match[str]) -> str:
+        nonlocal last
+        last = other_number(match[1], rng)
+        return last
+
+    steps, _, answer = solution.rpartition("####")
+    spoilt = RESULT.sub(spoil, steps)
+    answer = answer.strip()
+    same_form = re.sub(r"\d", "0", last) == re.sub(r"\d", "0", answer) and last != answer
+    return f"{MARK.sub('', spoilt)}#### {last if same_form else other_number(answer, rng)}"
+
+
+def prepare(gsm8k: Path, out: Path) -> None:
+    """Demonstrations, held-out problems, and the two kinds of pairs that need no model."""
+    if (out / "swapped.jsonl").is_file():
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    short = [
+        r
+        for r in rows(gsm8k)
+        if len(r["question"]) <= QUESTION and len(MARK.sub("", r["answer"])) <= SOLUTION and RESULT.search(r["answer"])
+    ]
+    rng = random.Random(0)
+    rng.shuffle(short)
+    held, shown = short[:HELD_OUT], short[HELD_OUT:]
+    plain = [{**r, "answer": MARK.sub("", r["answer"])} for r in (*held, *shown)]
+    written(out / "train.jsonl", plain[HELD_OUT:])
+    written(out / "held.jsonl", plain[:HELD_OUT])
+    pairs = [{"prompt": r["question"], "chosen": r["answer"]} for r in plain[:HELD_OUT]]
+    spoilt = [{**p, "rejected": corrupted(r["answer"], rng)} for p, r in zip(pairs, held, strict=True)]
+    others = [p["chosen"] for p in (*pairs[1:], pairs[0])]
+    written(out / "numbers.jsonl", spoilt)
+    written(out / "swapped.jsonl", [{**p, "rejected": o} for p, o in zip(pairs, others, strict=True)])
+
+
+def command(out: Path, name: str, *arguments: str) -> Path:
+    """Run a verb of the product into the folder `name`, unless it is there; what it said and cost is kept beside it."""
+    folder = out / name
+    if (folder / "cost.json").is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    logger = {"logger": "CSVLogger", "logger.save_dir": out, "logger.name": name, "logger.version": "run"}
+    line = [*arguments, *options({f"trainer.{k}": v for k, v in logger.items()})]
+    begun, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    with (folder / "said.txt").open("w") as said:
+        done = subprocess.run([sys.executable, "-m", "lit_reason", *line], stdout=said, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SystemExit(f"lit-reason {' '.join(line)}\nfailed: see {folder / 'said.txt'}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    (folder / "cost.json").write_text(json.dumps({"cpu_s": round(cpu), "wall_s": round(time.time() - begun)}))
+    return folder
+
+
+def options(settings: dict[str, Any]) -> list[str]:
+    """Settings as the command line takes them."""
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def model_at(path: Path | str, out: Path) -> list[str]:
+    """Options that begin with a model, and keep tokens in the study's folder."""
+    return options({"model.lm.path": path, "data.cache_dir": out / "cache"})
+
+
+def sampled_pairs(model: Path, out: Path) -> Path:
+    """Answers of the untouched model to held-out problems, and pairs with those that ended and are wrong."""
+    given = {"data.predict_file": out / "held.jsonl", "data.train_file": "null", "data.pairs_file": "null"}
+    given |= {"model.sampling.max_new_tokens": 128, "model.sampling.samples": SAMPLES}
+    answered = command(out, "answers", "predict", "--config", RECIPE, *model_at(model, out), *options(given))
+    path, check = out / "sampled.jsonl", get_checker("numeric")
+    if path.is_file():
+        return path
+    gold = {r["question"]: r["answer"] for r in rows(out / "held.jsonl")}
+    found = rows(answered / "run" / "predictions.jsonl")
+    judged = [(r, check(r["completion"], r["answer"]).correct) for r in found]
+    wrong = {r["prompt"]: r["completion"] for r, right in judged if r["ended"] and not right}
+    counts = {
+        "answers": len(found),
+        "ended": sum(r["ended"] for r in found),
+        "right": sum(right for _, right in judged),
+        "pairs": len(wrong),
+    }
+    (out / "sampled.json").write_text(json.dumps(counts))
+    pairs = [{"prompt": q, "chosen": gold[q], "rejected": a} for q, a in wrong.items()]
+    return written(path, pairs)
+
+
+def train(name: str, start: Path | str, out: Path, settings: dict[str, Any]) -> Path:
+    """Rounds of the recipe from a model, with the accuracy on every kind of pair after each."""
+    kinds = json.dumps({kind: str(out / f"{kind}.jsonl") for kind in KINDS})
+    given = {**SIZE, **settings, "data.train_file": out / "train.jsonl", "data.pairs_file": kinds}
+    given |= {"trainer.num_sanity_val_steps": 0, "trainer.enable_progress_bar": "false"}
+    return command(out, name, "fit", "--config", RECIPE, *model_at(start, out), *options(given))
+
+
+def judge(name: str, reward: Path | str, start: Path | str, out: Path, kinds: tuple[str, ...] = KINDS) -> Path:
+    """`lit-reason evaluate` of a reward on the held-out pairs."""
+    given = {"model.reward.path": reward, "data.max_length": 256,
+    "data.pairs_limit": 150, "data.train_file": "null"}
+    given |= {"data.pairs_file": json.dumps({kind: str(out / f"{kind}.jsonl") for kind in kinds})}
+    return command(out, name, "evaluate", "--config", RECIPE, *model_at(start, out), *options(given))
+
+
+def policy(name: str, path: Path | str, out: Path) -> Path:
+    """Loss of a policy on the held-out solutions, and how many of the first problems it answers rightly (greedy)."""
+    callback = {"class_path": "VerifiedGeneration", "init_args": {"limit": PROBLEMS}}
+    callback["init_args"] |= {"sampling": {"temperature": 0.0, "max_new_tokens": 128, "batch_size": 30}}
+    given = {"data.val_file": out / "held.jsonl", "data.holdout": 0, "model.lm.adapter": "null"}
+    given |= {"trainer.callbacks": json.dumps([callback])}
+    return command(out, name, "validate", "--config", LIKELIHOOD, *model_at(path, out), *options(given))
+
+
+# ---- what a sceptic asks for ----
+
+
+@torch.no_grad()
+def baselines(model: Path, out: Path) -> dict[str, Any]:
+    """Accuracy on the same pairs of length, of likelihood under the untouched model, and of rewards untrained."""
+    path = out / "baselines.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    config = ModelConfig(path=str(model))
+    tokenizer, lm = load_tokenizer(config), LanguageModel.load(config).eval()
+    renderer = Renderer(tokenizer, RenderConfig())
+    head_DH = torch.randn(lm.head.weight.shape[1], HEADS, generator=torch.Generator().manual_seed(0))
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        files = {kind: str(out / f"{kind}.jsonl")}
+        pairs = read_pairs(files, renderer, max_length=256, limit=SIZE["data.pairs_limit"], max_bad_rows=0)
+        scores = [[_figures(lm, row, head_DH) for row in (pair.chosen, pair.rejected)] for pair in pairs]
+        margin = {name: torch.stack([a[name] - b[name] for a, b in scores]) for name in scores[0][0]}
+        heads_H = accuracy(margin.pop("untrained")).mean(0)
+        found[kind] = {name: rate(accuracy(m)) for name, m in margin.items()}
+        found[kind]["untrained"] = {"mean": float(heads_H.mean()), "of": HEADS, "pairs": len(pairs)}
+        found[kind]["untrained"] |= {"least": float(heads_H.min()), "most": float(heads_H.max())}
+    path.write_text(json.dumps(found))
+    return found
+
+
+def _figures(lm: LanguageModel, row: TokenRow, head_DH: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Length, log-likelihood (sum, mean a token) and scores by untrained heads of one answer."""
+    pack = pack_rows([row])
+    hidden_TD = lm.hidden(pack.ids, pack.positions, pack.cu_seqlens)
+    logp_S = lm.head(hidden_TD[pack.index], pack.targets).logp_S
+    likely = {"log-likelihood": logp_S.sum(), "log-likelihood a token": logp_S.mean()}
+    return {"length": torch.tensor(float(len(row))), **likely, "untrained": hidden_TD[-1] @ head_DH}
+
+
+def rate(right_N: torch.Tensor) -> dict[str, float]:
+    """Accuracy with its 95 % Wilson interval."""
+    low, high = wilson(float(right_N.sum()), len(right_N))
+    return {"accuracy": float(right_N.mean()), "low": low, "high": high, "pairs": len(right_N)}
+
+
+# ---- the record ----
+
+
+def history(folder: Path) -> dict[str, list[Any]]:
+    """Figures by round of a run of the recipe, or of one evaluation."""
+    log = read_metrics(folder / "run" / "metrics.csv")
+    wanted = [n for n in log.series if n.startswith("val/") or n.removeprefix("train/") in ROUND_FIGURES]
+    found: dict[str, list[Any]] = {name: [v for _, v in log.points(name)] for name in sorted(wanted)}
+    found["train/pair_accuracy by step"] = log.points("train/pair_accuracy")
+    found["train/resting by step"] = log.points("train/resting")
+    found["train/reward by step"] = log.points("train/reward")
+    return {name: values for name, values in found.items() if values}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gsm8k", type=Path, required=True, help="GSM8K's train.jsonl")
+    parser.add_argument("--model", type=Path, required=True, help="folder or .gguf file of SmolLM2-135M-Instruct")
+    parser.add_argument("--out", type=Path, default=Path("runs/irl-smollm2"))
+    args = parser.parse_args()
+    out, model = args.out.resolve(), args.model.resolve()
+    torch.set_num_threads(1)
+    prepare(args.gsm8k, out)
+    sampled_pairs(model, out)
+    found: dict[str, Any] = {"baselines": baselines(model, out)}
+    found["settings"] = {k: v for k, v in SIZE.items()}
+    run = train("instruct", model, out, {})
+    steps = {"instruct": run, "untouched policy": policy("policy-before", model, out)}
+    steps["policy after"] = policy("policy-after", run / "run" / "export", out)
+    steps["reward, evaluated"] = judge("evaluate", run / "run" / "reward", model, out)
+    found["steps"] = {name: {**json.loads((f / "cost.json").read_text()), **history(f)} for name, f in steps.items()}
+    found["pairs"] = json.loads((out / "sampled.json").read_text())
+    print(record("irl_smollm2", found))
+
+
+if __name__ == "__main__":
+    main()
