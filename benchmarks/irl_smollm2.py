@@ -45,18 +45,20 @@ QUESTION, SOLUTION = 180, 150  # most characters
 HEADS = 20  # untrained heads
 ROUND_FIGURES = set(FIGURES) - {"reward_loss", "pair_accuracy", "margin", "resting"}
 KINDS = ("sampled", "numbers", "swapped")
+WATCHED = ("sampled", "numbers")  # after every round; the third once, by `evaluate`
 RECIPE, LIKELIHOOD = "recipes/irl/smollm2-gsm8k.yaml", "recipes/sft/smollm2-gsm8k.yaml"
 MARK = re.compile(r"<<[^<>]*>>")
 RESULT = re.compile(r"<<[^<>]*>>\s*(\d[\d,]*\.?\d*)")
 SIZE = {
-    "model.rounds.prompts": 64,
+    "data.batch_rows": 4,
+    "data.max_length": 256,
+    "data.pairs_limit": 150,
+    "model.rounds.prompts": 48,
     "model.rounds.reward_steps": 16,
-    "model.rounds.policy_steps": 6,
+    "model.rounds.policy_steps": 4,
     "model.rounds.probe": 32,
     "model.reward.check_every": 0,
     "model.sampling.max_new_tokens": 96,
-    "data.max_length": 256,
-    "data.pairs_limit": 150,
     "trainer.max_epochs": 2,
 }
 
@@ -114,6 +116,7 @@ def prepare(gsm8k: Path, out: Path) -> None:
     plain = [{**r, "answer": MARK.sub("", r["answer"])} for r in (*held, *shown)]
     written(out / "train.jsonl", plain[HELD_OUT:])
     written(out / "held.jsonl", plain[:HELD_OUT])
+    written(out / "problems.jsonl", plain[:PROBLEMS])
     pairs = [{"prompt": r["question"], "chosen": r["answer"]} for r in plain[:HELD_OUT]]
     spoilt = [{**p, "rejected": corrupted(r["answer"], rng)} for p, r in zip(pairs, held, strict=True)]
     others = [p["chosen"] for p in (*pairs[1:], pairs[0])]
@@ -175,25 +178,24 @@ def sampled_pairs(model: Path, out: Path) -> Path:
 
 def train(name: str, start: Path | str, out: Path, settings: dict[str, Any]) -> Path:
     """Rounds of the recipe from a model, with the accuracy on every kind of pair after each."""
-    kinds = json.dumps({kind: str(out / f"{kind}.jsonl") for kind in KINDS})
+    kinds = json.dumps({kind: str(out / f"{kind}.jsonl") for kind in WATCHED})
     given = {**SIZE, **settings, "data.train_file": out / "train.jsonl", "data.pairs_file": kinds}
     given |= {"trainer.num_sanity_val_steps": 0, "trainer.enable_progress_bar": "false"}
     return command(out, name, "fit", "--config", RECIPE, *model_at(start, out), *options(given))
 
 
-def judge(name: str, reward: Path | str, start: Path | str, out: Path, kinds: tuple[str, ...] = KINDS) -> Path:
-    """`lit-reason evaluate` of a reward on the held-out pairs."""
-    given = {"model.reward.path": reward, "data.max_length": 256,
-    "data.pairs_limit": 150, "data.train_file": "null"}
-    given |= {"data.pairs_file": json.dumps({kind: str(out / f"{kind}.jsonl") for kind in kinds})}
+def judge(name: str, reward: Path | str, start: Path | str, out: Path) -> Path:
+    """`lit-reason evaluate` of a reward on the kinds of pairs that were not watched."""
+    given = {"model.reward.path": reward, "data.max_length": 256, "data.pairs_limit": 150, "data.train_file": "null"}
+    given["data.pairs_file"] = json.dumps({kind: str(out / f"{kind}.jsonl") for kind in KINDS if kind not in WATCHED})
     return command(out, name, "evaluate", "--config", RECIPE, *model_at(start, out), *options(given))
 
 
 def policy(name: str, path: Path | str, out: Path) -> Path:
     """Loss of a policy on the held-out solutions, and how many of the first problems it answers rightly (greedy)."""
     callback = {"class_path": "VerifiedGeneration", "init_args": {"limit": PROBLEMS}}
-    callback["init_args"] |= {"sampling": {"temperature": 0.0, "max_new_tokens": 128, "batch_size": 30}}
-    given = {"data.val_file": out / "held.jsonl", "data.holdout": 0, "model.lm.adapter": "null"}
+    callback["init_args"] |= {"sampling": {"temperature": 0.0, "max_new_tokens": 96, "batch_size": 30}}
+    given = {"data.val_file": out / "problems.jsonl", "data.holdout": 0, "model.lm.adapter": "null"}
     given |= {"trainer.callbacks": json.dumps([callback])}
     return command(out, name, "validate", "--config", LIKELIHOOD, *model_at(path, out), *options(given))
 
@@ -212,10 +214,14 @@ def baselines(model: Path, out: Path) -> dict[str, Any]:
     renderer = Renderer(tokenizer, RenderConfig())
     head_DH = torch.randn(lm.head.weight.shape[1], HEADS, generator=torch.Generator().manual_seed(0))
     found: dict[str, Any] = {}
+    known: dict[bytes, dict[str, torch.Tensor]] = {}  # the same solution is in pairs of every kind
     for kind in KINDS:
         files = {kind: str(out / f"{kind}.jsonl")}
         pairs = read_pairs(files, renderer, max_length=256, limit=SIZE["data.pairs_limit"], max_bad_rows=0)
-        scores = [[_figures(lm, row, head_DH) for row in (pair.chosen, pair.rejected)] for pair in pairs]
+        for row in (row for pair in pairs for row in (pair.chosen, pair.rejected)):
+            if row.ids.tobytes() not in known:
+                known[row.ids.tobytes()] = _figures(lm, row, head_DH)
+        scores = [(known[pair.chosen.ids.tobytes()], known[pair.rejected.ids.tobytes()]) for pair in pairs]
         margin = {name: torch.stack([a[name] - b[name] for a, b in scores]) for name in scores[0][0]}
         heads_H = accuracy(margin.pop("untrained")).mean(0)
         found[kind] = {name: rate(accuracy(m)) for name, m in margin.items()}

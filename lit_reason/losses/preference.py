@@ -84,8 +84,8 @@ def chi2_penalty(chosen_N: Tensor, rejected_N: Tensor) -> Tensor:
     """Half the mean square of the scores of both answers of a pair, which bounds the linear loss.
 
     With weight c beside that loss, preferred answers from p and others from q, the best score of an answer is
-    `(2 / c) (p - q) / (p + q)`, never beyond `2 / c`; the loss is then `-2 / c` times the chi-square divergence of p from
-    the even mix of p and q. A penalty of this kind is that of LS-IQ (arXiv 2303.00599).
+    `(2 / c) (p - q) / (p + q)`, never beyond `2 / c`; the loss is then `-2 / c` times the chi-square divergence of p
+    from the even mix of p and q. A penalty of this kind is that of LS-IQ (arXiv 2303.00599).
 
     Args:
         chosen_N: score of each preferred answer.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
+from lit_reason.errors import UserError
 from lit_reason.models.config import ModelConfig
 from lit_reason.models.language_model import LanguageModel
 
@@ -45,6 +46,27 @@ class Critic(nn.Module):
         width = lm.head.weight.shape[1]
         own = LanguageModel.load(dataclasses.replace(config, adapter=None)) if separate else None
         return cls(width, own).to(lm.device)
+
+    @torch.no_grad()
+    def begin_as(self, trunk: LanguageModel, weight: Tensor, bias: float) -> None:
+        """Take the weights of another model with a number on its hidden states, such as a reward.
+
+        Args:
+            trunk: of the same architecture as this critic's own, laid over processes alike.
+            weight: `[1, D]`.
+            bias: added to it.
+
+        Raises:
+            UserError: the two trunks differ in shape.
+        """
+        assert self.trunk is not None, "a shared trunk is the policy's"
+        own, other = (dict(model.named_parameters()) for model in (self.trunk, trunk))
+        if {n: p.shape for n, p in own.items()} != {n: p.shape for n, p in other.items()}:
+            raise UserError("a critic cannot begin as a model of another shape than the policy's")
+        for name, parameter in own.items():
+            parameter.copy_(other[name])
+        self.value.weight.copy_(weight)
+        self.value.bias.fill_(bias)
 
     def shard(self, mesh: Any) -> None:
         """Spread the value layer over processes; a trunk of its own is spread like any model.

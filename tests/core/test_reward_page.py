@@ -57,6 +57,14 @@ def test_a_healthy_reward_raises_no_alarm_and_has_its_plots(tmp_path):
     ("changes", "words"),
     [
         ({"train__pair_accuracy": [0.6, 0.97], "val__pair_accuracy": [0.5, 0.51]}, "97%.*learnt style"),
+        (
+            {
+                "train__pair_accuracy": [0.6, 0.97],
+                "val__pair_accuracy__easy": [0.9, 0.9],
+                "val__pair_accuracy__sums": [0.5, 0.5],
+            },
+            "97%.*held-out ones of the kind 'sums' \\(50%\\): it learnt style",
+        ),
         ({"val__pair_accuracy": [0.7, 0.6]}, "fell from 70% to 60%"),
         ({"train__length_accuracy": [0.6, 0.95], "train__length_correlation": [0.1, -0.8]}, "Length alone tells 95%"),
         ({"train__end_share": [0.1, 0.7]}, "70% of the margin goes with the end token"),
@@ -71,6 +79,13 @@ def test_each_alarm_says_what_is_wrong_and_what_to_try(tmp_path, changes, words)
     assert re.search(words, alarm) and re.search(r"(Set|Lower|Bring|Give|Sample) ", alarm)
     page = run_page(RunFacts("run"), log)
     assert alarm in page.alarm and any(section.title == "Learned reward" for section in page.sections)
+
+
+def test_kinds_of_held_out_pairs_have_curves_of_their_own(tmp_path):
+    changes = {"val__pair_accuracy__easy": [0.9, 0.9], "val__pair_accuracy__sums": [0.6, 0.6]}
+    kinds, one = (reward_section(log_of(tmp_path, **c)).figures[0].legend for c in (changes, {}))
+    assert [name for name, *_ in kinds if "held-out" in name] == ["held-out pairs: easy", "held-out pairs: sums"]
+    assert [name for name, *_ in one if "held-out" in name] == ["held-out pairs"]
 
 
 def test_other_runs_have_no_such_section(tmp_path):

@@ -49,7 +49,9 @@ def in_two(folder: Path, strategy: str, options: list[str]) -> tuple[list[float]
 )
 def test_two_processes_go_through_the_phases_of_two_rounds_as_one(tmp_path, strategy, base):
     folder = prepared(tmp_path)
-    exports = ["--model.lm.adapter.rank=2"] if base == "shared" else []
+    exports = ["--model.lm.adapter.rank=2"]
+    if base == "apart":
+        exports = ["--model.critic.trunk=separate", "--model.rounds.critic_start=reward"]
     exports += ["--trainer.callbacks+=HFExport", "--trainer.callbacks+=RewardExport"]
     alone, here = curve(folder, exports)
     (both, there), _ = two_ranks.run(in_two, tmp_path, folder, strategy, exports)

@@ -249,6 +249,19 @@ def test_a_critic_makes_the_policys_steps_ppo(folder):
     assert "train/dead_groups" not in log(cli).series
 
 
+def test_a_critic_begins_every_round_as_the_reward_just_learnt(folder):
+    still = ["--model.optim.lr=1e-30", "--model.policy.kl=0", "--trainer.max_steps=8", *PLAIN]  # two rounds of 2 + 2
+    cli = run(folder, *still, "--model.critic.trunk=separate", "--model.rounds.critic_start=reward")
+    regime = cli.model.eval()
+    shown = [regime.data.demonstration(i) for i in range(3)]
+    pack = pack_rows([text_row(d.prompt, d.answer) for d in shown])
+    with torch.no_grad():
+        value = regime.critic(torch.empty(0), pack.ids, pack.positions, pack.cu_seqlens)[pack.cu_seqlens[1:].long() - 1]
+        score = regime.reward.normalised(regime.reward(pack.ids, pack.positions, pack.cu_seqlens))
+    torch.testing.assert_close(value, score, rtol=1e-4, atol=1e-4)
+    assert float(score.std()) > 1e-2
+
+
 @pytest.mark.slow
 def test_a_shared_base_serves_three_models_and_stays_as_it_was(folder):
     cli = made(folder, "--model.lm.adapter.rank=2", "--trainer.max_steps=6", "--model.rounds.kl_reference=initial")
@@ -260,7 +273,8 @@ def test_a_shared_base_serves_three_models_and_stays_as_it_was(folder):
 
 
 def test_the_exported_reward_scores_in_transformers_and_can_be_evaluated(folder):
-    pairs = [f"--data.pairs_file={folder / 'pairs.jsonl'}", "--trainer.limit_val_batches=1.0", *PLAIN]
+    kinds = json.dumps({"short": str(folder / "pairs.jsonl")})
+    pairs = [f"--data.pairs_file={kinds}", "--trainer.limit_val_batches=1.0", *PLAIN]
     cli = run(folder, *pairs, "--trainer.callbacks+=RewardExport", "--trainer.max_steps=4")
     out = run_folder(cli.trainer) / "reward"
     theirs, regime = AutoModelForSequenceClassification.from_pretrained(out).eval(), cli.model.eval()
@@ -272,6 +286,7 @@ def test_the_exported_reward_scores_in_transformers_and_can_be_evaluated(folder)
     (told,) = {value for _, value in log(cli).points("val/pair_accuracy")}
     low, high = (log(cli).last(f"val/pair_accuracy_{end}") for end in ("low", "high"))
     assert low < told <= high and log(cli).last("val/length_accuracy") == 1.0
+    assert log(cli).last("val/pair_accuracy/short") == told and log(cli).last("val/pair_accuracy_low/short") == low
     with contextlib.redirect_stdout(io.StringIO()) as said:
         options = ["--config", "smoke/irl", f"--vars.folder={folder}", f"--model.reward.path={out}", *pairs[:1], *PLAIN]
         figures = build("evaluate", options).run_verb()
@@ -471,6 +486,11 @@ def test_a_reward_that_is_no_number_or_flat_stops_the_run(folder, monkeypatch):
         (["--model.reward.mixture=1.0"], r"reward.mixture is 1.0"),
         (["--model.reward.stop_accuracy=0.4"], "stop_accuracy is 0.4"),
         (["--model.rounds.probe=1"], "rounds.probe is 1"),
+        (["--model.rounds.critic_start=reward"], "needs critic.trunk separate"),
+        (
+            ["--model.rounds.critic_start=reward", "--model.critic.trunk=separate", "--model.lm.adapter.rank=2"],
+            "a model of its own: set reward.path",
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(folder, options, message):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lit_reason.core.critic_config import CriticConfig
 from lit_reason.errors import UserError
 from lit_reason.models.config import ModelConfig
 
@@ -27,6 +28,9 @@ class RoundConfig:
         no_end_reward: reward of an answer that never ended, in place of its score; null scores it like others.
         unfinished: what becomes of a pair whose answer was cut off: `cut` the demonstration to the same length, so that
             no end token tells them apart, or `drop` the pair.
+        critic_start: where a critic with a trunk of its own begins the policy's steps of a round: as the `reward` just
+            learnt, whose score of the text so far is a first guess of its value, or where it is (`policy`: in the first
+            round that is the policy's model, worth 0 everywhere).
         probe: pairs on which a round's figures are measured.
     """
 
@@ -39,6 +43,7 @@ class RoundConfig:
     max_round_kl: float | None = None
     no_end_reward: float | None = -1.0
     unfinished: Literal["cut", "drop"] = "cut"
+    critic_start: Literal["policy", "reward"] = "policy"
     probe: int = 64
 
     def __post_init__(self) -> None:
@@ -101,13 +106,14 @@ class RewardConfig:
             raise UserError(f"reward.chi2 is {self.chi2} and reward.beta {self.beta}; needed are >= 0 and > 0")
 
 
-def check_together(rounds: RoundConfig, reward: RewardConfig, lm: ModelConfig) -> None:
+def check_together(rounds: RoundConfig, reward: RewardConfig, lm: ModelConfig, critic: CriticConfig | None) -> None:
     """Refuse settings that contradict each other.
 
     Args:
         rounds: of the recipe.
         reward: of the recipe.
         lm: of the recipe.
+        critic: of the recipe.
 
     Raises:
         UserError: they do.
@@ -118,3 +124,11 @@ def check_together(rounds: RoundConfig, reward: RewardConfig, lm: ModelConfig) -
         raise UserError("reward.model network trains a reward that nothing uses: set rounds.policy_steps above 0")
     if reward.model == "policy" and reward.reference == "initial" and lm.path is None and lm.adapter is None:
         raise UserError("reward.reference initial needs lm.path or lm.adapter: this model began with random weights")
+    if rounds.critic_start == "reward":
+        if critic is None or critic.trunk != "separate" or reward.model != "network":
+            raise UserError("rounds.critic_start reward needs critic.trunk separate and reward.model network")
+        if lm.adapter is not None and reward.path is None:
+            raise UserError(
+                "rounds.critic_start reward needs a reward that is a model of its own: set reward.path, or leave out "
+                "lm.adapter"
+            )

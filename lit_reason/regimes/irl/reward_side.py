@@ -54,7 +54,7 @@ class RewardSide(ActorCriticRegime):
         Raises:
             UserError: they contradict each other.
         """
-        check_together(rounds, reward, self.lm_config)
+        check_together(rounds, reward, self.lm_config, self.critic_config)
         if rounds.policy_steps % self.policy.updates:
             raise UserError(
                 f"rounds.policy_steps is {rounds.policy_steps}; it must be a multiple of policy.updates "
@@ -142,9 +142,22 @@ class RewardSide(ActorCriticRegime):
             self.reward.restart(number)
         let_go(self.reward)
         let_go(self.reward.lm)
-        state = self.trainer.optimizers[0].state
-        for parameter in self.reward_parameters():
-            state.pop(parameter, None)
+        self._forget(self.reward_parameters())
+
+    def start_critic(self) -> None:
+        """Begin the critic of a round as its finished reward, normalised, where the recipe says so."""
+        if self.round_config.critic_start != "reward":
+            return
+        reward, critic = self.reward, self.critic
+        for part in (reward, reward.lm, critic, critic.trunk):
+            let_go(part)  # type: ignore[arg-type]
+        critic.begin_as(reward.lm, reward.score.weight / reward.std, -reward.mean / reward.std)
+        self._forget(list(critic.parameters()))
+
+    def _forget(self, parameters: list[nn.Parameter]) -> None:
+        """Drop the momentum of weights that begin anew."""
+        for parameter in parameters:
+            self.trainer.optimizers[0].state.pop(parameter, None)
 
     # ---- one optimizer for two models ----
 

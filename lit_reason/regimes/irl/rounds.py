@@ -230,6 +230,7 @@ class Rounds:
         if r.policy.kl:
             figures["contraction"] = watch.contraction(r.policy.kl * std)
         r.note(figures)
+        r.start_critic()
         self.state = replace(self.state, measured=True, fixed=fixed, mean=mean, std=std)
 
     def _margins(self, pairs: Sequence[Pair]) -> Tensor:
