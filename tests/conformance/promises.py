@@ -50,6 +50,7 @@ SAVED_STEP = 10
 PLAIN = "--model.lm.overrides.attention_dropout=0.0"
 BASE_ARGUMENTS = set(inspect.signature(Regime.__init__).parameters)
 
+ASKED: set[tuple[type, str]] = set()  # settings that were misspelt already, of classes that regimes share
 PROMISES: list[Callable[[Case], None]] = []
 
 
@@ -366,20 +367,26 @@ def the_export_gives_equal_logits(case: Case) -> None:
 # ---- how it is written ----
 
 
-def own_settings(case: Case) -> Iterator[str]:
-    """Dotted names of the settings that this regime has beyond every regime's."""
+def own_settings(case: Case, known: set[tuple[type, str]]) -> Iterator[str]:
+    """Dotted names of the settings that this regime has beyond every regime's.
+
+    Of a class of settings whose keys another regime was asked for already (`known`), one key stands for all.
+    """
     hints = typing.get_type_hints(case.regime.__init__)
     for name in inspect.signature(case.regime.__init__).parameters:
         if name not in BASE_ARGUMENTS:
             yield name
-            if dataclasses.is_dataclass(hints.get(name)):
-                yield from (f"{name}.{field.name}" for field in dataclasses.fields(hints[name]))
+            if dataclasses.is_dataclass(cls := hints.get(name)):
+                keys = [field.name for field in dataclasses.fields(cls) if len(field.name) > 3]
+                asked = [key for key in keys if (cls, key) not in known] or keys[:1]
+                known.update((cls, key) for key in asked)
+                yield from (f"{name}.{key}" for key in asked)
 
 
 @promise
 def a_misspelt_key_gives_the_nearest_match(case: Case) -> None:
     of_all = [] if case.regime.collects else ["optim", "optim.schedule"]
-    for setting in ["lm.attention", *of_all, *(s for s in own_settings(case) if len(s.rpartition(".")[2]) > 3)]:
+    for setting in ["lm.attention", *of_all, *(s for s in own_settings(case, ASKED) if len(s) > 3)]:
         *above, key = setting.split(".")
         recipe = yaml.safe_load(case.recipe.read_text())
         node = recipe["model"]["init_args"]

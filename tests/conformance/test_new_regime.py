@@ -40,7 +40,7 @@ def test_two_processes_equal_one(case, tmp_path):
 
 
 def test_its_own_settings_are_among_the_checked(case):
-    assert list(own_settings(case)) == ["fresh_idea", "fresh_idea.focus"]
+    assert list(own_settings(case, set())) == ["fresh_idea", "fresh_idea.focus"]
 
 
 def test_the_scan_would_find_it(case):
