@@ -1,94 +1,70 @@
-"""Does choosing confident activations steer better? Four topics and one style on SmolLM2-135M-Instruct.
+"""Does choosing confident activations steer better? Topics, a style, and sums of both on SmolLM2-135M-Instruct.
 
-python -m benchmarks.steering_study --model SmolLM2-135M-Instruct.Q4_1.gguf --out runs/steering [--each 5] [--cells 40]
+python -m benchmarks.steering_study --model SmolLM2-135M-Instruct.Q4_1.gguf --out runs/steering [--each 10] [--cells 40]
 
 Texts are those of Debian's `fortunes` package, fetched with `apt-get download fortunes` unless --fortunes names the
-unpacked folder. Every finished cell is a line of OUT/cells.jsonl and is not repeated; the most telling come first.
+unpacked folder, and answers of the model itself. Every finished cell is a line of OUT/cells.jsonl and is not repeated;
+the most telling come first. A cell with fewer continuations than --each gets the missing ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.steering_tasks import PER_CLASS, Task, styles, topics
 from lit_reason.models.config import ModelConfig
 from lit_reason.models.language_model import LanguageModel
 from lit_reason.models.loading import load_tokenizer
 from lit_reason.rollout.config import SamplingConfig
 from lit_reason.steering.bank import FeatureBank, Features
-from lit_reason.steering.collect import collected, segment_features, stacked
+from lit_reason.steering.collect import collected, contrast_states, segment_features, stacked
 from lit_reason.steering.config import DirectionConfig, SteerConfig
 from lit_reason.steering.direction_file import Directions, model_facts
 from lit_reason.steering.finder import solve
 from lit_reason.steering.hook import SteeringHook
-from lit_reason.steering.judge import WordJudge, distinct
+from lit_reason.steering.judge import WordJudge
 from lit_reason.steering.trial import generate, perplexity
 
-TOPICS = ["food", "law", "science", "sports"]  # looked through; the package has categories that are not for everyone
-TARGETS = ["food", "sports"]
+TASK_OF = {"food": "topics", "sports": "topics", "concise": "style"}
 METHODS = ["confident", "same_count", "mean_difference"]
-MORE_METHODS = ["probe_weight", "mean", "random"]
-PER_CLASS = 55  # texts a class that directions are found in; the judge learns from the others
+MORE_METHODS = ["probe_weight", "mean", "caa", "act_add", "random"]
 LAYERS = [2, 6, 10, 14, 18, 22, 26]
 STRENGTHS = [0.15, 0.25, 0.35]
 WORSE = 2.0  # all methods are brought to this many times the perplexity of unsteered continuations
-TOKENS = 20
-TUNING = """He told me that | We should remember that | A long time ago | The first thing I noticed was
-| My friend says that | It turns out that | On Monday morning | What I really want is"""
-OPENINGS = """I think that | Once upon a time | The most important thing is | Yesterday, someone told me that
-| In my opinion, | Last week we | She opened the door and | There is a reason why | People often say that
-| When I was young, | Nobody knows | The best way to | It was a dark night and | If you ask me,
-| The new neighbour | After all these years,
-| At the end of the day | Let me tell you about | One day, a man | Today I learned that"""
-
-
-def fortunes(folder: Path | None, out: Path) -> dict[str, list[str]]:
-    """Entries of 40 to 500 characters by topic, their line ends made blanks, in the order of the files."""
-    if folder is None:
-        subprocess.run(["apt-get", "download", "fortunes"], cwd=out, check=True, capture_output=True)
-        (package,) = out.glob("fortunes_*.deb")
-        subprocess.run(["dpkg-deb", "-x", package.name, "fortunes"], cwd=out, check=True)
-        folder = out / "fortunes/usr/share/games/fortunes"
-    found = {}
-    for topic in TOPICS:
-        entries = re.split(r"^%\n", (folder / topic).read_text(encoding="utf-8", errors="replace"), flags=re.MULTILINE)
-        texts = [" ".join(entry.split()) for entry in entries]
-        found[topic] = list(dict.fromkeys(text for text in texts if 40 <= len(text) <= 500))
-    return found
+BATCH = 50  # sequences of one batch
+Cell = dict[str, Any]
 
 
 class Bench:
-    """Model, tokenizer and what is made of a seed's texts."""
+    """Model, tokenizer, tasks and what is made of a seed's texts.
 
-    def __init__(self, model: str, texts: dict[str, list[str]]) -> None:
+    Args:
+        model: folder, file or hub id.
+        fortunes: unpacked folder of the package's texts; None fetches it.
+        out: folder of results.
+    """
+
+    def __init__(self, model: str, fortunes: Path | None, out: Path) -> None:
         config = ModelConfig(path=model, dtype="float32")
-        self.lm, self.tokenizer, self.texts = LanguageModel.load(config).eval(), load_tokenizer(config), texts
+        self.lm, self.tokenizer = LanguageModel.load(config).eval(), load_tokenizer(config)
         self.lm.requires_grad_(False)
-        self.layer: int | None = None
-        self.kept: dict[tuple[int, str], Directions] = {}
-        self.banks: dict[int, FeatureBank] = {}
+        made = (topics(self.tokenizer, fortunes, out), styles(self.lm, self.tokenizer, out))
+        self.tasks = {task.name: task for task in made}
+        self.layer: dict[str, int] = {}
+        self.kept: dict[tuple[str, int, str], Directions] = {}
 
-    def split(self, seed: int) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-        """Labelled texts for the directions, and others for the judge."""
-        mine, judge = [], []
-        for k, topic in enumerate(TOPICS):
-            order = np.random.default_rng([seed, k]).permutation(len(self.texts[topic]))
-            named = [(self.texts[topic][i], k) for i in order]
-            mine, judge = mine + named[:PER_CLASS], judge + named[PER_CLASS : PER_CLASS + 120]
-        return mine, judge
-
-    def bank(self, seed: int, labelled: list[tuple[str, int]], layers: list[int]) -> FeatureBank:
-        """Token features of the texts at some layers."""
-        bank = FeatureBank(2000, seed)
+    def bank(self, task: Task, seed: int, layers: list[int], span: int | None) -> FeatureBank:
+        """Token features of a seed's texts at some layers."""
+        bank, labelled = FeatureBank(2000, seed), task.split(seed)[0]
         for start in range(0, len(labelled), 16):
             part = labelled[start : start + 16]
             rows = [self.tokenizer(text).input_ids for text, _ in part]
@@ -99,39 +75,61 @@ class Bench:
                     torch.cat([torch.arange(n) for n in lengths]),
                     torch.tensor([0, *np.cumsum(lengths)]),
                 )
-            cut = segment_features(stacked(states, layers), lengths, "token", 1, None)
+            cut = segment_features(stacked(states, layers), lengths, "token", 1, span)
             labels = np.array([label for _, label in part])[cut.text_N.numpy()]
             numbers = start + cut.text_N.numpy()
             bank.add(Features(cut.features_NLF, cut.norms_NL, labels, numbers, cut.place_N.numpy()))
         return bank
 
-    def directions(self, seed: int, method: str, names: list[str] = TOPICS) -> Directions:
+    def directions(self, task: Task, seed: int, method: str) -> Directions:
         """The directions of a seed by a method; the layer is chosen by the probes of seed 0, and then kept."""
-        if self.layer is None and seed != 0:
-            self.directions(0, "confident")
-        layers = LAYERS if self.layer is None else [self.layer]
-        if seed not in self.banks:
-            self.banks[seed] = self.bank(seed, self.split(seed)[0], layers)
-        if (seed, method) not in self.kept:
-            config = DirectionConfig(method=method, beta=0.5)  # type: ignore[arg-type]
-            facts = {"model": model_facts(self.lm.base)}
-            found = solve(self.banks[seed], layers, names, config, width=self.lm.base.config.hidden_size, facts=facts)
-            if self.layer is None:
-                self.layer, self.banks = found.layer, {}
-                return self.directions(seed, method)
-            self.kept[seed, method] = found
-        return self.kept[seed, method]
+        if task.name not in self.layer:
+            config = DirectionConfig(method="confident", beta=0.5)
+            self.layer[task.name] = self.solve(task, 0, config, LAYERS).layer
+        if (task.name, seed, method) not in self.kept:
+            config = DirectionConfig(method=method, beta=0.5, contrast=task.contrast)  # type: ignore[arg-type]
+            self.kept[task.name, seed, method] = self.solve(task, seed, config, [self.layer[task.name]])
+        return self.kept[task.name, seed, method]
 
-    def run(self, seed: int, method: str, mix: dict[str, float], strength: float, openings: list[str], n: int) -> Any:
-        """Continuations of the openings, `n` of each."""
-        sampling = SamplingConfig(
-            max_new_tokens=TOKENS, temperature=0.9, top_p=0.95, samples=n, batch_size=100, seed=1000 + seed
+    def solve(self, task: Task, seed: int, config: DirectionConfig, layers: list[int]) -> Directions:
+        """Directions in a seed's texts, by the method of the settings."""
+        span = None if config.method == "caa" else task.span  # that one reads the last token
+        return solve(
+            self.bank(task, seed, layers, span),
+            layers,
+            task.classes,
+            config,
+            width=self.lm.base.config.hidden_size,
+            facts={"model": model_facts(self.lm.base)},
+            pair_of={number: str(number % PER_CLASS) for number in range(PER_CLASS * len(task.classes))},
+            contrasts=contrast_states(self.lm, self.tokenizer, config.contrast, layers, task.classes),
         )
-        prompts = [self.tokenizer(text).input_ids for text in openings]
-        hook = None
-        if method != "none":
-            hook = SteeringHook(self.lm.base, self.directions(seed, method), SteerConfig(mix=mix, strength=strength))
-        return generate(self.lm, self.tokenizer, prompts, sampling, (self.tokenizer.eos_token_id,), hook)
+
+    def run(self, cell: Cell, strengths: dict[str, float], each: int, known: int = 0) -> Any:
+        """Continuations of the cell's prompts, `each` of every one, with all its targets added.
+
+        Args:
+            cell: what is run.
+            strengths: by target.
+            each: continuations of each prompt.
+            known: how many of each prompt there are already; the new ones are others.
+        """
+        task = self.tasks[cell["prompts"]]
+        sampling = SamplingConfig(
+            max_new_tokens=task.tokens,
+            temperature=0.9,
+            top_p=0.95,
+            samples=each,
+            batch_size=BATCH,
+            seed=1000 + cell["seed"] + 100 * known,
+        )
+        prompts = task.tuning if cell["kind"] == "tune" else task.prompts
+        with ExitStack() as hooks:
+            for target, strength in strengths.items():
+                found = self.directions(self.tasks[TASK_OF[target]], cell["seed"], cell["method"])
+                steer = SteerConfig(mix={target: 1.0}, strength=strength)
+                hooks.enter_context(SteeringHook(self.lm.base, found, steer))
+            return generate(self.lm, self.tokenizer, prompts, sampling, (self.tokenizer.eos_token_id,), hooks)
 
 
 def matched_strength(points: list[tuple[float, float]], limit: float) -> float:
@@ -148,76 +146,132 @@ def matched_strength(points: list[tuple[float, float]], limit: float) -> float:
     return float(np.clip(x[at - 1] + (np.log(limit) - y[at - 1]) / slope, x[0] / 2, x[-1] * 1.5))
 
 
-def plan() -> Iterator[dict[str, Any]]:
-    """Cells in the order of what they tell: tune on other prompts, then 20 openings x 10 continuations a cell."""
-    yield {"kind": "tune", "seed": 0, "target": None, "method": "none", "strength": 0.0}
-    for methods, seeds in ((METHODS, range(3)), (MORE_METHODS, range(1))):
-        for target in TARGETS:
-            for method in methods:
-                for strength in STRENGTHS:
-                    yield {"kind": "tune", "seed": 0, "target": target, "method": method, "strength": strength}
-            for seed in seeds:
-                if methods is METHODS and target == TARGETS[0] and not seed:
-                    yield {"kind": "test", "seed": seed, "target": None, "method": "none"}
-                for method in methods:
-                    yield {"kind": "test", "seed": seed, "target": target, "method": method}
-        if methods is METHODS:
-            for seed in (1, 2):
-                yield {"kind": "test", "seed": seed, "target": None, "method": "none"}
-            for method in METHODS:
-                yield {"kind": "sum", "seed": 0, "target": "+".join(TARGETS), "method": method}
+def tuning(target: str, methods: list[str]) -> Iterator[Cell]:
+    """Cells on other prompts, without directions and at some strengths."""
+    same = {"kind": "tune", "seed": 0, "prompts": TASK_OF[target]}
+    yield {**same, "target": None, "method": "none", "strength": 0.0}
+    for method in methods:
+        for strength in STRENGTHS:
+            yield {**same, "target": target, "method": method, "strength": strength}
 
 
-def key(cell: dict[str, Any]) -> str:
+def testing(target: str, methods: list[str], seeds: range) -> Iterator[Cell]:
+    """Cells at the strengths found, and without directions."""
+    for seed in seeds:
+        for method in ["none", *methods]:
+            wanted = None if method == "none" else target
+            yield {"kind": "test", "seed": seed, "target": wanted, "method": method, "prompts": TASK_OF[target]}
+
+
+def summing(first: str, second: str, method: str, seeds: range) -> Iterator[Cell]:
+    """Two directions together, and each alone at the strength that it has in the sum."""
+    for seed in seeds:
+        for target in (f"{first}+{second}", first, second):
+            yield {"kind": "sum", "seed": seed, "target": target, "method": method, "prompts": TASK_OF[second]}
+
+
+def plan() -> Iterator[Cell]:
+    """Cells in the order of what they tell."""
+    three, one = range(3), range(1)
+    for target in ("food", "sports", "concise"):
+        yield from tuning(target, METHODS)
+        yield from testing(target, METHODS, three)
+    yield from summing("food", "concise", "confident", one)
+    yield from summing("food", "sports", "confident", one)
+    yield from tuning("food", MORE_METHODS)
+    yield from testing("food", MORE_METHODS, one)
+    yield from summing("food", "concise", "confident", range(1, 3))
+    yield from tuning("concise", MORE_METHODS)
+    yield from testing("concise", MORE_METHODS, one)
+    yield from testing("food", METHODS, range(3, 6))
+
+
+def key(cell: Cell) -> str:
     """What tells a cell from another."""
-    return json.dumps({k: cell.get(k) for k in ("kind", "seed", "target", "method")} | (
-        {"strength": cell["strength"]} if cell["kind"] == "tune" else {}))  # fmt: skip
+    names = ("kind", "seed", "target", "method", "prompts", *(("strength",) if cell["kind"] == "tune" else ()))
+    return json.dumps({name: cell[name] for name in names})
 
 
-def strength_of(done: dict[str, dict[str, Any]], cell: dict[str, Any]) -> float:
-    """The strength that the tuning cells of this method and target give; half of each target's for a sum."""
-    targets = TARGETS if cell["kind"] == "sum" else [cell["target"]]
-    (plain,) = (c["perplexity"] for c in done.values() if (c["kind"], c["method"]) == ("tune", "none"))
-    found = []
-    for target in targets:
-        rows = [
-            c for c in done.values() if c["kind"] == "tune" and (c["target"], c["method"]) == (target, cell["method"])
-        ]
-        found.append(matched_strength([(c["strength"], c["perplexity"]) for c in rows], WORSE * plain))
-    return float(np.mean(found)) / (2**0.5 if cell["kind"] == "sum" else 1)
+def strength_of(done: dict[str, Cell], target: str, method: str) -> float:
+    """The strength that the tuning cells of a method and target give."""
+    tuned = [cell for cell in done.values() if (cell["kind"], cell["prompts"]) == ("tune", TASK_OF[target])]
+    (plain,) = (cell["perplexity"] for cell in tuned if cell["method"] == "none")
+    rows = [cell for cell in tuned if (cell["target"], cell["method"]) == (target, method)]
+    points = [(cell["strength"], cell["perplexity"]) for cell in rows]
+    return matched_strength(points, WORSE * plain)
 
 
-def run_cell(bench: Bench, cell: dict[str, Any], done: dict[str, dict[str, Any]], each: int) -> dict[str, Any]:
-    """One cell's figures, with `each` continuations of every opening."""
-    cpu, seed, target = time.process_time(), cell["seed"], cell["target"]
-    if cell["method"] == "none":
-        strength, mix = 0.0, {}
+def run_cell(bench: Bench, cell: Cell, done: dict[str, Cell], each: int) -> Cell:
+    """One cell's figures, with `each` continuations of every prompt.
+
+    Args:
+        bench: the model and its tasks.
+        cell: what is run; finished in part, it keeps what it has.
+        done: finished cells by key, with those that strengths are chosen by.
+        each: continuations of a prompt.
+    """
+    cpu, tune, before = time.process_time(), cell["kind"] == "tune", done.get(key(cell))
+    if before is not None:
+        strengths = before["strengths"]
+    elif cell["method"] == "none":
+        strengths = {}
+    elif tune:
+        strengths = {cell["target"]: cell["strength"]}
     else:
-        strength = cell["strength"] if cell["kind"] == "tune" else strength_of(done, cell)
-        mix = {name: 1.0 for name in (TARGETS if cell["kind"] == "sum" else [target])}
-    tune = cell["kind"] == "tune"
-    tuning, openings = ([text.strip() for text in listed.split("|")] for listed in (TUNING, OPENINGS))
-    texts = bench.run(seed, cell["method"], mix, strength, tuning if tune else openings, 5 if tune else each)
-    figures: dict[str, Any] = {**cell, "strength": strength, "perplexity": perplexity(texts), "generations": len(texts)}
-    if not tune:
-        mine, other = bench.split(seed)
-        judge = WordJudge([t for t, _ in other], [k for _, k in other], len(TOPICS))
-        verdicts = judge([t.text for t in texts])
-        figures["judged"] = {name: sum(v == k for v in verdicts) / len(verdicts) for k, name in enumerate(TOPICS)}
-        figures["by_prompt"] = [[sum(v == k for v, t in zip(verdicts, texts, strict=True) if t.prompt == p)
-                                 for k in range(len(TOPICS))] for p in range(len(openings))]  # fmt: skip
-        figures["judge_accuracy"] = float(
-            np.mean([a == b for a, (_, b) in zip(judge([t for t, _ in mine]), mine, strict=True)])
-        )
-        figures["distinct_2"] = distinct([t.text for t in texts], 2)
-        figures["texts"], figures["nll"] = [t.text for t in texts], [(t.nll, t.tokens) for t in texts]
-        if cell["method"] != "none":
-            found = bench.directions(seed, cell["method"])
-            figures["layer"] = found.layer
-            figures["facts"] = {
-                k: found.facts[k] for k in ("counts", "probe_accuracy", "probe_loss_by_layer", "cosines")
-            }
-    return {**figures, "cpu_s": round(time.process_time() - cpu, 1)}
+        share = 0.5**0.5 if cell["kind"] == "sum" else 1.0
+        strengths = {t: share * strength_of(done, t, cell["method"]) for t in cell["target"].split("+")}
+    known = before["each"] if before else 0
+    each = 5 if tune else each
+    texts = bench.run(cell, strengths, each - known, known)
+    figures = {"strengths": strengths, "each": each}
+    if tune:
+        figures |= {"perplexity": perplexity(texts)}
+    else:
+        figures |= joined(before, judged(bench, cell, texts))
+        found = {name: bench.directions(bench.tasks[TASK_OF[name]], cell["seed"], cell["method"]) for name in strengths}
+        wanted = ("counts", "probe_accuracy", "probe_loss_by_layer", "cosines")
+        figures["facts"] = {name: {k: d.facts[k] for k in wanted} for name, d in found.items()}
+    spent = time.process_time() - cpu + (before["cpu_s"] if before else 0)
+    return {**cell, **figures, "layers": dict(bench.layer), "cpu_s": round(spent, 1)}
+
+
+def joined(before: Cell | None, now: Cell) -> Cell:
+    """Two parts of a cell as one: counts of each prompt are added, texts put one after the other."""
+    if before is None:
+        return now
+    whole = dict(now)
+    whole["by_prompt"] = {
+        name: (np.array(before["by_prompt"][name]) + np.array(rows)).tolist() for name, rows in now["by_prompt"].items()
+    }
+    for name in ("ended", "tokens", "nll"):
+        whole[name] = (np.array(before[name]) + np.array(now[name])).tolist()
+    whole["texts"] = before["texts"] + now["texts"]
+    return whole
+
+
+def judged(bench: Bench, cell: Cell, texts: Any) -> dict[str, Any]:
+    """What becomes of the continuations, prompt by prompt: judges' verdicts, how many end by themselves, likelihood."""
+    task = bench.tasks[cell["prompts"]]
+    verdicts, accuracy = {}, {}
+    for name in dict.fromkeys(("topics", task.name)):
+        mine, other = bench.tasks[name].split(cell["seed"])
+        classes = len(bench.tasks[name].classes)
+        judge = WordJudge([text for text, _ in other], [k for _, k in other], classes)
+        said = np.array(judge([t.text for t in texts]))
+        verdicts[name] = [
+            np.bincount(said[[t.prompt == p for t in texts]], minlength=classes).tolist()
+            for p in range(len(task.prompts))
+        ]
+        accuracy[name] = float(np.mean(np.array(judge([t for t, _ in mine])) == [k for _, k in mine]))
+    by_prompt = [[t for t in texts if t.prompt == p] for p in range(len(task.prompts))]
+    return {
+        "by_prompt": verdicts,
+        "judge_accuracy": accuracy,
+        "ended": [sum(t.tokens < task.tokens for t in part) for part in by_prompt],
+        "tokens": [sum(t.tokens for t in part) for part in by_prompt],
+        "nll": [sum(t.nll for t in part) for part in by_prompt],
+        "texts": [t.text for t in texts],
+    }
 
 
 def main() -> None:
@@ -226,23 +280,25 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder, GGUF file or hub id of SmolLM2-135M-Instruct")
     parser.add_argument("--out", type=Path, required=True, help="folder of results, gone on with when it exists")
     parser.add_argument("--fortunes", type=Path, help="unpacked folder of the package's texts")
-    parser.add_argument("--each", type=int, default=10, help="continuations of each of the 20 openings in a test cell")
+    parser.add_argument("--each", type=int, default=10, help="continuations of each of the 20 prompts of a test")
     parser.add_argument("--cells", type=int, default=10_000, help="stop after so many new cells")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / "cells.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = {key(row): row for row in rows}
-    left = [cell for cell in plan() if key(cell) not in done][: args.cells]
-    bench = Bench(args.model, fortunes(args.fortunes, args.out)) if left else None
+    enough = {name for name, row in done.items() if row["each"] >= args.each or row["kind"] == "tune"}
+    left = list({key(cell): cell for cell in plan() if key(cell) not in enough}.values())[: args.cells]
+    bench = Bench(args.model, args.fortunes, args.out) if left else None
     for cell in left:
         assert bench is not None
-        bench.layer = next((row["layer"] for row in done.values() if "layer" in row), bench.layer)
+        for row in rows:
+            bench.layer.update(row["layers"])
         done[key(cell)] = run_cell(bench, cell, done, args.each)
         with log.open("a") as file:
             file.write(json.dumps(done[key(cell)]) + "\n")
-        shown = {k: v for k, v in done[key(cell)].items() if k not in ("texts", "by_prompt", "facts")}
-        print(json.dumps(shown), flush=True)
+        shown = ("kind", "seed", "target", "method", "prompts", "strengths", "each", "cpu_s")
+        print(json.dumps({name: done[key(cell)][name] for name in shown}), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 
 from lit_reason.rollout.config import SamplingConfig
 from lit_reason.rollout.sampler import sample
-from lit_reason.steering.hook import SteeringHook
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     sampling: SamplingConfig,
     stop_ids: Sequence[int],
-    hook: SteeringHook | None = None,
+    hook: AbstractContextManager[Any] | None = None,
 ) -> list[Generated]:
     """Continue prompts, steered or not, and score the continuations with the model as it is.
 
@@ -52,7 +51,7 @@ def generate(
         prompts: token ids.
         sampling: how tokens are drawn.
         stop_ids: tokens that end a text.
-        hook: directions, not attached yet; None steers nothing.
+        hook: a `SteeringHook`, or a context that several are in; None steers nothing.
     """
     with hook or nullcontext():
         done = sample(lm, tokenizer, prompts, sampling, stop_ids=stop_ids, progress=False)

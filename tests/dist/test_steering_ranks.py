@@ -1,4 +1,4 @@
-"""A model in shards is steered, and read, as a whole one: packed, and generating with a cache from padded prompts."""
+"""A model in parts is steered, and read, as a whole one: packed, and generating with a cache from padded prompts."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ TINY = {
 }
 
 
-def steered(sharded: bool) -> dict[str, torch.Tensor]:
+def steered(mesh: tuple[int, int] | None) -> dict[str, torch.Tensor]:
     """States, tokens and the model's facts, with directions on."""
     torch.manual_seed(0)
     lm = LanguageModel.load(ModelConfig(config=TINY, dtype="float32")).eval()
     facts = model_facts(lm.base)
-    if sharded:
+    if mesh is not None:
         dist.init_process_group("gloo")
-        shard(lm, init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel")))
+        shard(lm, init_device_mesh("cpu", mesh, mesh_dim_names=("data_parallel", "tensor_parallel")))
         assert model_facts(lm.base) == facts
     there = Directions({"a": torch.linspace(-1, 1, 16)}, 0, 2.0, None, {"model": facts})
     ids, mask = torch.tensor([[0, 5, 9], [3, 1, 7]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
@@ -51,9 +51,10 @@ def steered(sharded: bool) -> dict[str, torch.Tensor]:
     return {"packed": packed, "layer": states[0], "made": made}
 
 
-def test_shards_are_steered_as_the_whole(tmp_path):
-    whole = steered(False)
-    for part in two_ranks.run(steered, tmp_path, True):
+@pytest.mark.parametrize("mesh", [(2, 1), (1, 2)], ids=["sharded", "tensor_parallel"])
+def test_parts_are_steered_as_the_whole(tmp_path, mesh):
+    whole = steered(None)
+    for part in two_ranks.run(steered, tmp_path, mesh):
         assert torch.equal(part["made"], whole["made"])
         torch.testing.assert_close(part["packed"], whole["packed"])
         torch.testing.assert_close(part["layer"], whole["layer"])
