@@ -35,10 +35,10 @@ REQUESTS = """Tell me something interesting. | What makes people happy? | Descri
 | What is worth waiting for? | How do I begin a letter? | What do neighbours talk about? | Tell me about a journey.
 | What makes a house a home? | Why do we forget things? | What is a good story about? | How can I relax?"""
 SUBJECTS = """music, rain, money, a library, a river, honesty, a bridge, winter, the moon, a newspaper, luck, a forest,
-memory, paper, a museum, friendship, glass, a volcano, silence, a clock, poetry, a desert, electricity, a market, humour,
+memory, paper, a museum, friendship, glass, a volcano, silence, a clock, poetry, a desert, electricity, a market, wit,
 an island, patience, a train, the internet, a garden, gold, a theatre, gravity, a mirror, courage, a school, salt water,
-a dictionary, thunder, a candle, a map, fear, a passport, wool, an earthquake, a mountain, politeness, a telescope, sand,
-a painting, trust, a lighthouse, oxygen, a festival, curiosity, a bicycle, ice, a harbour, a diary, a dream"""
+a dictionary, thunder, a candle, a map, fear, a passport, wool, an earthquake, a mountain, politeness, a telescope,
+sand, a painting, trust, a lighthouse, oxygen, a festival, curiosity, a bicycle, ice, a harbour, a diary, a dream"""
 FRAMES = ("What is {}?", "Why is {} of use to people?")
 
 
@@ -141,7 +141,7 @@ def styles(lm: Any, tokenizer: Any, out: Path) -> Task:
 
 
 def answers(lm: Any, tokenizer: Any, asked: Callable[[Sequence[str]], list[list[int]]]) -> dict[str, list[str]]:
-    """By style, an answer to each question, cut after its last whole sentence; questions with an empty one are left out.
+    """By style, an answer to each question, cut after its last whole sentence; an empty one takes its question along.
 
     Args:
         lm: the model.
