@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,35 @@ def read_directions(path: str | Path) -> Directions:
     return Directions(ordered, facts["layer"], float(tensors["residual_norm"]), probe, facts)
 
 
+def check_gguf(layers: Sequence[int], names: Sequence[str], one_token: bool = True) -> None:
+    """Refuse what no control vector can say; nothing is read or written for it.
+
+    Args:
+        layers: at which the directions are, or may come to be.
+        names: of the directions; each becomes the name of a file.
+        one_token: whether a direction is one vector, and not several laid over a prompt.
+
+    Raises:
+        UserError: the gguf package is missing, layer 0 is among the layers, a direction has several tokens, or its name
+            cannot be that of a file.
+    """
+    if find_spec("gguf") is None:
+        raise UserError("writing a GGUF control vector needs the gguf package: pip install 'lit-reason[gguf]'")
+    if 0 in layers:
+        raise UserError(
+            "a GGUF control vector cannot be at layer 0, for llama.cpp steers layers from 1 on: set direction.layer or "
+            "direction.layers without it, or leave model.gguf out"
+        )
+    if not one_token:
+        raise UserError(
+            "a GGUF control vector has one token, and these directions cover several: set direction.segment to token or "
+            "mean and direction.method to another than act_add, or leave model.gguf out"
+        )
+    for name in names:
+        if Path(name).name != name:
+            raise UserError(f"a GGUF control vector is named after its label, and '{name}' cannot name a file")
+
+
 def export_gguf(directions: Directions, folder: Path) -> list[Path]:
     """Write each direction as a control vector for llama.cpp (`--control-vector-scaled FILE SCALE`) and repeng.
 
@@ -198,21 +228,14 @@ def export_gguf(directions: Directions, folder: Path) -> list[Path]:
         The files.
 
     Raises:
-        UserError: the gguf package is missing, the layer is 0, or a direction has several tokens.
+        UserError: see `check_gguf`.
     """
-    try:
-        import gguf
-    except ImportError as error:
-        raise UserError(
-            "writing a GGUF control vector needs the gguf package: pip install 'lit-reason[gguf]'"
-        ) from error
-    if directions.layer == 0:
-        raise UserError("a GGUF control vector cannot be at layer 0: llama.cpp steers layers from 1 on")
+    check_gguf([directions.layer], list(directions.vectors), all(v.ndim == 1 for v in directions.vectors.values()))
+    import gguf
+
     files = []
     folder.mkdir(parents=True, exist_ok=True)
     for name, vector in directions.vectors.items():
-        if vector.ndim != 1:
-            raise UserError(f"direction '{name}' covers {len(vector)} tokens; a GGUF control vector has one")
         scaled = vector * (directions.residual_norm / vector.norm())
         target = folder / f"{name}.gguf"
         with complete_or_absent(target) as unfinished:

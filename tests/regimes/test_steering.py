@@ -166,6 +166,21 @@ def test_texts_shorter_than_the_segment_are_counted_and_none_left_is_refused(fol
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model__direction__layers": "[0, 1]"}, "cannot be at layer 0"),
+        ({"model__direction__layers": "[1]", "model__direction__method": "act_add"}, "these directions cover several"),
+    ],
+)
+def test_a_control_vector_that_cannot_be_written_is_refused_before_anything_is_read(folder, settings, message):
+    pytest.importorskip("gguf")
+    cli = build("fit", arguments(folder, "nogguf", model__gguf="true", **settings))
+    with pytest.raises(UserError, match=message):
+        cli.run_verb()
+    assert not cli.model.collection.bank and not list(run_folder(cli.trainer).glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
     ("verb", "settings", "message"),
     [
         ("predict", {}, "nothing says which directions to add"),

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tiny_steering import directions, llama
 
 from lit_reason.errors import UserError
-from lit_reason.steering.direction_file import check_model, export_gguf, model_facts, read_directions, save_directions
+from lit_reason.steering.direction_file import check_gguf, check_model, export_gguf, model_facts, read_directions, save_directions
 from lit_reason.steering.probe import Probe
 
 
@@ -71,9 +71,16 @@ def test_control_vectors(model, tmp_path):
     ("fields", "message"),
     [
         ({"layer": 0}, "cannot be at layer 0"),
-        ({"layer": 1, "pieces": 2}, "covers 2 tokens; a GGUF control vector has one"),
+        ({"layer": 1, "pieces": 2}, "has one token, and these directions cover several"),
     ],
 )
 def test_what_a_control_vector_cannot_say(model, tmp_path, fields, message):
     with pytest.raises(UserError, match=message):
         export_gguf(directions(model, **fields), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["sci/tech", "/tmp"])
+def test_a_label_that_cannot_name_a_control_vector_is_refused(name):
+    with pytest.raises(UserError, match="cannot name a file"):
+        check_gguf([1], ["good", name])

@@ -21,7 +21,7 @@ from lit_reason.regimes.steering.page import write_trial
 from lit_reason.regimes.steering.trial_run import Trying, run_trial
 from lit_reason.rollout.config import SamplingConfig
 from lit_reason.steering.config import DirectionConfig, SteerConfig
-from lit_reason.steering.direction_file import Directions, read_directions
+from lit_reason.steering.direction_file import Directions, check_gguf, read_directions
 from lit_reason.steering.finder import check_direction, watched_layers
 from lit_reason.steering.hook import check_steering
 
@@ -80,6 +80,13 @@ class SteeringRegime(Regime):
         return self.directions
 
     # ---- fit ----
+
+    def on_fit_start(self) -> None:
+        """Refuse a control vector that could not be written, before anything is read."""
+        super().on_fit_start()
+        if self.gguf:
+            one_token = self.direction.segment != "concat" and self.direction.method != "act_add"
+            check_gguf(self.layers, self._data.classes, one_token)
 
     def training_step(self, batch: LabelledPack, batch_idx: int) -> torch.Tensor:
         """Read some texts: their features go to the collection, their likelihood to the log."""
