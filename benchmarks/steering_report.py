@@ -1,4 +1,4 @@
-"""What the cells of `benchmarks.steering_study` come to: success with intervals, paired differences, a plot.
+"""What the cells of `benchmarks.steering_study` come to: success with intervals, paired differences, sums, a plot.
 
 python -m benchmarks.steering_report --cells runs/steering/cells.jsonl --plot docs/studies/steering.svg
 """
@@ -7,80 +7,190 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 
 from benchmarks.record import record
-from lit_reason.metrics.intervals import bootstrap_ratio
+from benchmarks.steering_study import TASK_OF, Cell, key
+from benchmarks.steering_tasks import STYLES, TOPICS
+from lit_reason.steering.judge import distinct
 
-CLASSES = ["food", "law", "science", "sports"]
 NAMES = {
     "none": "unsteered",
-    "confident": "confident",
-    "same_count": "same count, at random",
-    "mean_difference": "mean difference",
-    "probe_weight": "probe weights",
-    "mean": "class mean",
-    "random": "random vector",
+    "confident": "`confident`",
+    "same_count": "`same_count`, drawn at random",
+    "mean_difference": "`mean_difference`",
+    "probe_weight": "`probe_weight`",
+    "mean": "`mean`, as it is",
+    "caa": "`caa`",
+    "act_add": "`act_add`",
+    "random": "`random`",
 }
-KEPT = ("seed", "target", "method", "strength", "perplexity", "generations", "judged", "distinct_2", "layer", "cpu_s")
+DRAWS = 4000
+KEPT = ("kind", "seed", "target", "method", "prompts", "strengths", "each", "judge_accuracy", "layers", "cpu_s")
+WEAK = 0.2  # nats: a direction that raises the perplexity less than this is not compared at equal perplexity
 
 
-def rates(cell: dict[str, Any], target: str) -> np.ndarray:
-    """Success of each opening, as a share of its continuations."""
-    counts = np.array(cell["by_prompt"], dtype=float)
-    return counts[:, CLASSES.index(target)] / counts.sum(1)
+class Units(NamedTuple):
+    """Prompts in seeds: what is drawn again for intervals.
+
+    Attributes:
+        success_U: share of a prompt's continuations that are as wanted.
+        nll_U: their summed negative log-likelihood under the model without directions, in nats.
+        tokens_U: their tokens.
+    """
+
+    success_U: np.ndarray
+    nll_U: np.ndarray
+    tokens_U: np.ndarray
+
+    def worse(self, at: Any = slice(None)) -> float:
+        """Logarithm of the perplexity."""
+        return float(self.nll_U[at].sum() / self.tokens_U[at].sum())
 
 
-def table(cells: Sequence[dict[str, Any]], target: str) -> list[dict[str, Any]]:
-    """Success and perplexity of each method over its seeds, with bootstrap intervals over openings and seeds.
+def success(cell: Cell, target: str) -> np.ndarray:
+    """Success by prompt: judged to be of the topic, or ended by itself within the limit of tokens."""
+    if target in STYLES:
+        return np.array(cell["ended"]) / cell["each"]
+    counts = np.array(cell["by_prompt"]["topics"], dtype=float)
+    return counts[:, TOPICS.index(target)] / counts.sum(1)
+
+
+def units(cells: Iterable[Cell], target: str) -> Units:
+    """All prompts of some cells."""
+    parts = [(success(c, target), np.array(c["nll"]), np.array(c["tokens"], dtype=float)) for c in cells]
+    return Units(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def interval(figure: Callable[[Any], float], count: int) -> dict[str, float]:
+    """A figure with its 95 % bootstrap interval.
 
     Args:
-        cells: all test cells.
-        target: the wanted class.
+        figure: takes numbers of units, with repeats.
+        count: of units.
     """
-    rows = []
-    for method in NAMES:
-        mine = [c for c in cells if c["method"] == method and c["target"] in (target, None)]
-        if mine:
-            units = np.concatenate([rates(c, target) for c in mine])
-            low, high = bootstrap_ratio(units.tolist(), [1.0] * len(units))
-            rows.append(
-                {
-                    "method": method,
-                    "seeds": [c["seed"] for c in mine],
-                    "success": float(units.mean()),
-                    "low": low,
-                    "high": high,
-                    "perplexity": float(np.exp(np.mean([np.log(c["perplexity"]) for c in mine]))),
-                    "generations": sum(c["generations"] for c in mine),
-                }
-            )
-    return rows
+    rng = np.random.default_rng(0)
+    low, high = np.quantile([figure(rng.integers(count, size=count)) for _ in range(DRAWS)], [0.025, 0.975])
+    return {"value": figure(np.arange(count)), "low": float(low), "high": float(high)}
 
 
-def differences(cells: Sequence[dict[str, Any]], target: str) -> list[dict[str, Any]]:
-    """`confident` less each other method, opening by opening in the seeds that both have, with bootstrap intervals.
+class Comparison:
+    """The test cells towards one target.
 
     Args:
-        cells: all test cells.
+        cells: all cells.
         target: the wanted class.
     """
-    at = {(c["method"], c["seed"]): rates(c, target) for c in cells if c["target"] in (target, None)}
+
+    def __init__(self, cells: Sequence[Cell], target: str) -> None:
+        self.target = target
+        chosen = [c for c in cells if c["kind"] == "test" and c["prompts"] == TASK_OF[target]]
+        self.at = {(c["method"], c["seed"]): c for c in chosen if c["target"] in (target, None)}
+
+    def seeds(self, *methods: str) -> list[int]:
+        """Seeds that all of these methods have."""
+        return [s for s in range(10) if all((method, s) in self.at for method in methods)]
+
+    def units(self, method: str, seeds: Sequence[int]) -> Units:
+        """A method's prompts in some seeds."""
+        return units((self.at[method, seed] for seed in seeds), self.target)
+
+    def table(self) -> list[dict[str, Any]]:
+        """Success and perplexity of each method over its seeds."""
+        rows = []
+        for method in NAMES:
+            seeds = self.seeds(method)
+            if not seeds:
+                continue
+            mine, cells = self.units(method, seeds), [self.at[method, s] for s in seeds]
+            most = min(len(c["texts"]) for c in self.at.values())
+            row = {
+                "method": method,
+                "seeds": seeds,
+                "texts": sum(len(c["texts"]) for c in cells),
+                "strength": cells[0]["strengths"].get(self.target, 0.0),
+                "success": interval(lambda at, mine=mine: float(mine.success_U[at].mean()), len(mine.success_U)),
+                "perplexity": float(np.exp(mine.worse())),
+                "distinct_2": float(np.mean([distinct(c["texts"][:most], 2) for c in cells])),
+                "tokens": float(mine.tokens_U.sum() / sum(len(c["texts"]) for c in cells)),
+            }
+            if self.target in STYLES:
+                counts = np.sum([np.sum(c["by_prompt"]["style"], axis=0) for c in cells], axis=0)
+                row["judged"] = float(counts[list(STYLES).index(self.target)] / counts.sum())
+            rows.append(row)
+        return rows
+
+    def differences(self) -> list[dict[str, Any]]:
+        """`confident` less each other method, prompt by prompt in the seeds that both have.
+
+        At equal perplexity: each method's success is read off the straight line from the unsteered continuations to its
+        own, over the logarithm of the perplexity, at the lower of the two perplexities.
+        """
+        rows = []
+        for method in NAMES:
+            seeds = self.seeds("confident", method)
+            if method == "confident" or not seeds:
+                continue
+            ours, theirs = self.units("confident", seeds), self.units(method, seeds)
+            gaps = ours.success_U - theirs.success_U
+            row = {"against": method, "seeds": seeds}
+            row["as run"] = interval(lambda at, gaps=gaps: float(gaps[at].mean()), len(gaps))
+            plain = self.seeds("none", "confident", method)
+            if method != "none" and plain == seeds:
+                bare = self.units("none", seeds)
+                if min(ours.worse(), theirs.worse()) > bare.worse() + WEAK:
+                    row["at equal perplexity"] = interval(
+                        lambda at, three=(bare, ours, theirs): levelled(*three, at), len(gaps)
+                    )
+            rows.append(row)
+        return rows
+
+
+def levelled(bare: Units, ours: Units, theirs: Units, at: Any) -> float:
+    """Difference of success at the lower of two perplexities.
+
+    Args:
+        bare: unsteered.
+        ours: one method, with the same units.
+        theirs: another.
+        at: numbers of units.
+    """
+    start, level = bare.success_U[at].mean(), min(ours.worse(at), theirs.worse(at)) - bare.worse(at)
+    gains = [(m.success_U[at].mean() - start) * level / (m.worse(at) - bare.worse(at)) for m in (ours, theirs)]
+    return float(gains[0] - gains[1])
+
+
+def sums(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Two directions together and each alone: success towards both, perplexity."""
     rows = []
-    for method in NAMES:
-        seeds = [s for s in range(10) if ("confident", s) in at and (method, s) in at]
-        if method != "confident" and seeds:
-            gaps = np.concatenate([at["confident", s] - at[method, s] for s in seeds])
-            rng = np.random.default_rng(0)
-            means = gaps[rng.integers(len(gaps), size=(4000, len(gaps)))].mean(1)
-            low, high = np.quantile(means, [0.025, 0.975])
-            gap = {"difference": float(gaps.mean()), "low": float(low), "high": float(high)}
-            rows.append({"against": method, "seeds": seeds, **gap})
+    summed = {(c["target"], c["prompts"], c["method"]): c for c in cells if c["kind"] == "sum" and "+" in c["target"]}
+    for target, prompts, method in summed:
+        both = target.split("+")
+        bare = {c["seed"]: c for c in cells if (c["kind"], c["method"], c["prompts"]) == ("test", "none", prompts)}
+        for added in ("", *both, target):
+            there = [
+                c
+                for c in cells
+                if (c["kind"], c["target"], c["prompts"], c["method"]) == ("sum", added, prompts, method)
+            ]
+            seeds = [c["seed"] for c in cells if (c["kind"], c["target"], c["prompts"]) == ("sum", target, prompts)]
+            there = there or [bare[s] for s in seeds if s in bare]
+            row = {
+                "added": added or "nothing",
+                "prompts": prompts,
+                "method": method,
+                "seeds": [c["seed"] for c in there],
+            }
+            row["texts"], row["perplexity"] = sum(len(c["texts"]) for c in there), np.exp(units(there, both[0]).worse())
+            for name in both:
+                mine = units(there, name).success_U
+                row[name] = interval(lambda at, mine=mine: float(mine[at].mean()), len(mine))
+            rows.append(row)
     return rows
 
 
@@ -94,21 +204,62 @@ def draw(tables: dict[str, list[dict[str, Any]]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(tables), figsize=(4.8 * len(tables), 3.6), squeeze=False, sharey=True)
+    figure, panels = pyplot.subplots(1, len(tables), figsize=(3.9 * len(tables), 4.4), squeeze=False)
+    methods = [m for m in NAMES if any(row["method"] == m for rows in tables.values() for row in rows)]
     for axes, (target, rows) in zip(panels[0], tables.items(), strict=True):
-        for number, row in enumerate(rows):
-            spread = [[row["success"] - row["low"]], [row["high"] - row["success"]]]
-            colour = "grey" if row["method"] == "none" else f"C{list(NAMES).index(row['method']) - 1}"
-            label = f"{NAMES[row['method']]} ({len(row['seeds'])} seed{'s' if len(row['seeds']) > 1 else ''})"
-            axes.errorbar(
-                row["perplexity"], row["success"], spread, fmt="os^Dvx*"[number], color=colour, capsize=3, label=label
-            )
-        axes.set(title=f"steered to {target}", xlabel="perplexity under the unsteered model", ylim=(0, 1))
-        axes.axhline(1 / len(CLASSES), color="lightgrey", zorder=0)
-        axes.legend(fontsize=8, frameon=False, loc="upper left")
-    panels[0][0].set_ylabel("share judged as wanted")
-    figure.tight_layout()
+        for row in rows:
+            number, value = methods.index(row["method"]), row["success"]
+            spread = [[value["value"] - value["low"]], [value["high"] - value["value"]]]
+            colour = "grey" if row["method"] == "none" else f"C{number - 1}"
+            label = NAMES[row["method"]].replace("`", "")
+            marker = "os^DvP*Xd"[number]
+            axes.errorbar(row["perplexity"], value["value"], spread, fmt=marker, color=colour, capsize=3, label=label)
+        wanted = "share that ended within the limit" if target in STYLES else "share judged as wanted"
+        axes.set(title=f"steered to {target}", xlabel="perplexity under the unsteered model", ylabel=wanted)
+        axes.set_ylim(0, max(0.7, *(row["success"]["high"] + 0.05 for row in rows)))
+        if target not in STYLES:
+            axes.axhline(1 / len(TOPICS), color="lightgrey", zorder=0)
+    most = max(panels[0], key=lambda axes: len(axes.get_legend_handles_labels()[1]))
+    figure.legend(*most.get_legend_handles_labels(), ncols=3, fontsize=8, frameon=False, loc="lower center")
+    figure.tight_layout(rect=(0, 0.06 + 0.05 * -(-len(methods) // 3), 1, 1))
     figure.savefig(path, metadata={"Date": None})
+
+
+def span(figure: dict[str, float], sign: str = "") -> str:
+    """A share in percent, with its interval."""
+    return f"{100 * figure['value']:{sign}.0f} ({100 * figure['low']:{sign}.0f} to {100 * figure['high']:{sign}.0f})"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables of the page."""
+    lines = []
+    for target, rows in result["success"].items():
+        extra = target in STYLES
+        lines += ["", f"| towards {target} | seeds | texts | strength | success, % (95 %) | perplexity | distinct-2 |"
+                  + (" judged concise | tokens |" if extra else "")]  # fmt: skip
+        lines += ["|---|---|---|---|---|---|---|" + ("---|---|" if extra else "")]
+        for row in rows:
+            cells = [NAMES[row["method"]], listing(row["seeds"]), row["texts"], f"{row['strength']:.2f}",
+                     span(row["success"]), f"{row['perplexity']:.1f}", f"{row['distinct_2']:.2f}"]  # fmt: skip
+            cells += [f"{row['judged']:.0%}", f"{row['tokens']:.0f}"] if extra else []
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    for target, rows in result["confident less others"].items():
+        lines += ["", f"| `confident` towards {target}, less | seeds | points as run | points at equal perplexity |"]
+        lines += ["|---|---|---|---|"]
+        for row in rows:
+            level = row.get("at equal perplexity")
+            cells = [NAMES[row["against"]], listing(row["seeds"]), span(row["as run"], "+")]
+            lines.append("| " + " | ".join([*cells, span(level, "+") if level else ""]) + " |")
+    for row in result["sums"]:
+        shares = [f"{name}: {span(row[name])}" for name in row if isinstance(row[name], dict)]
+        cells = [row["prompts"], row["added"], listing(row["seeds"]), row["texts"], *shares, f"{row['perplexity']:.1f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def listing(numbers: Sequence[int]) -> str:
+    """Numbers with commas between."""
+    return ", ".join(map(str, numbers))
 
 
 def main() -> None:
@@ -117,24 +268,30 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, required=True, help="cells.jsonl of the study")
     parser.add_argument("--plot", type=Path, required=True, help="SVG file to draw")
     args = parser.parse_args()
-    cells = [json.loads(line) for line in args.cells.read_text().splitlines()]
-    tests = [c for c in cells if c["kind"] == "test"]
-    targets = [t for t in ("food", "sports") if any(c["target"] == t for c in tests)]
-    tables = {target: table(tests, target) for target in targets}
+    cells = list({key(c): c for c in map(json.loads, args.cells.read_text().splitlines())}.values())
+    tests = {target: Comparison(cells, target) for target in TASK_OF}
+    tests = {target: there for target, there in tests.items() if there.seeds("confident")}
     result = {
-        "success": tables,
-        "confident less others": {target: differences(tests, target) for target in targets},
-        "tests": [{k: c[k] for k in KEPT if k in c} for c in tests],
-        "tuning": [{k: c[k] for k in KEPT if k in c} for c in cells if c["kind"] == "tune"],
-        "sums": [{k: c[k] for k in KEPT if k in c} for c in cells if c["kind"] == "sum"],
-        "judge accuracy by seed": {c["seed"]: c["judge_accuracy"] for c in tests},
-        "directions": {f"{c['method']} {c['seed']}": c["facts"] for c in tests if "facts" in c},
+        "success": {target: there.table() for target, there in tests.items()},
+        "confident less others": {target: there.differences() for target, there in tests.items()},
+        "sums": sums(cells),
+        "tests": [
+            {k: c[k] for k in KEPT if k in c}
+            | {name: float(success(c, name).mean()) for name in TASK_OF if TASK_OF[name] in ("topics", c["prompts"])}
+            | {"perplexity": float(np.exp(units([c], "food").worse()))}
+            for c in cells
+            if c["kind"] != "tune"
+        ],
+        "tuning": [{k: c[k] for k in (*KEPT, "perplexity") if k in c} for c in cells if c["kind"] == "tune"],
+        "directions": {
+            f"{c['method']} {name} {c['seed']}": facts for c in cells for name, facts in c.get("facts", {}).items()
+        },
     }
     notes = ["two cores shared with much other work, one thread at low priority; no GPU"]
-    command = "python -m benchmarks.steering_study --model SmolLM2-135M-Instruct.Q4_1.gguf --out runs/steering --each 5"
+    command = "python -m benchmarks.steering_study --model SmolLM2-135M-Instruct.Q4_1.gguf --out runs/steering"
     print(record("steering_study", result, notes, command))
-    print(json.dumps({k: result[k] for k in ("success", "confident less others")}, indent=1))
-    draw(tables, args.plot)
+    print(markdown(result))
+    draw(result["success"], args.plot)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def main() -> None:
         "peers": versions(["repeng", "steering-vectors"]),
         "settings": {"layer": args.layer, "rounds": args.rounds, "tokens": args.tokens, "prompt": PROMPT, "batch": 1},
     }
-    notes = ["the machine was shared with other work: CPU time, and ratios within a round"]
+    notes = ["CPU time of one thread, and ratios within a round; load_15_minutes tells what else the machine did"]
     command = ".venv-steering/bin/python -m benchmarks.peers.steering_overhead --model SmolLM2-135M-Instruct"
     print(record("steering_overhead", result, notes, f"{command} --rounds {args.rounds} --tokens {args.tokens}"))
     for part in ("whole model", "two layers of its width"):

@@ -132,5 +132,5 @@ def write_directions(regime: Any, found: Directions, gguf: bool) -> None:
         accuracy = f"{facts['probe_accuracy']:.0%} {'out of fold' if facts['folds'] else 'in sample'}"
         rank_zero_info(f"directions by {facts['method']} at layer {found.layer}, probe right in {accuracy}: {kept}")
         rank_zero_info(f"directions  {folder / regime.collects}")
-        if gguf:
-            export_gguf(found, folder)
+        for file in export_gguf(found, folder) if gguf else ():
+            rank_zero_info(f"control vector  {file}")
