@@ -90,7 +90,7 @@ def prepare(out: Path, rows: int, seed: int) -> int:
 
 
 def _demonstrations() -> Iterator[dict[str, Any]]:
-    from lit_reason.envs.search.demonstrations import demonstrations
+    from lit_reason.envs.demonstrations import demonstrations
     from lit_reason.envs.search.qa import SearchQA
     from lit_reason.tasks.world import WorldConfig
 
@@ -98,7 +98,8 @@ def _demonstrations() -> Iterator[dict[str, Any]]:
     settings = recipe["data"]["init_args"]["env"]["init_args"]
     size, settings = settings["world"], {k: v for k, v in settings.items() if k not in ("world", "rewards")}
     for seed in itertools.count(1):
-        yield from demonstrations(SearchQA(world=WorldConfig(**size, seed=seed), **settings))
+        env = SearchQA(world=WorldConfig(**size, seed=seed), **settings)
+        yield from demonstrations(env, (env.task(i, 0) for i in range(len(env.questions))))
 
 
 def held_out(model: Path, options: dict[str, Any]) -> dict[str, float]:

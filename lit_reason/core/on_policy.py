@@ -13,8 +13,10 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,7 +48,7 @@ from lit_reason.rollout.trajectory import NOT_SAMPLED, Trajectory, write_ledger
 UPDATE_FIGURES = ("loss", "ratio", "clipped", "kl", "entropy", "logprob_gap")
 ROUND_FIGURES = (
     *("reward", "turn_reward", "outcome", "turns", "sampled_tokens"),
-    *("finished", "failed", "tool_errors", "dead_groups", "resampled"),
+    *("finished", "failed", "tool_calls", "tool_errors", "dead_groups", "resampled"),
 )
 TURNS_TOLD_APART = 8  # in figures of credit
 MOST_GAP = 0.25  # nats between sampler and trainer on average, beyond which something is wrong
@@ -318,8 +320,17 @@ class OnPolicyRegime(Regime):
             "turns": [len(t.stops) for t in sound],
             "sampled_tokens": [t.sampled for t in sound],
             "finished": [t.finished for t in sound],
+            "tool_calls": [t.facts.get("calls", 0) for t in sound],
             "tool_errors": [t.facts["errors"] for t in sound],
         }
+        paid: list[Counter[str]] = [Counter() for _ in sound]
+        for terms, t in zip(paid, sound, strict=True):
+            for part in (*t.turn_terms, t.outcome_terms):
+                terms.update(part)
+        meter.also((f"paid/{name}" for terms in paid for name in terms), like="reward")
+        for name in meter.names:
+            if name.startswith("paid/"):
+                figures[name] = [terms[name.removeprefix("paid/")] for terms in paid]
         for name, values in figures.items():
             meter.update(name, values)
 
@@ -329,29 +340,56 @@ class OnPolicyRegime(Regime):
             t = r.trajectory
             self.credit_meter.update(r.advantage_T, torch.tensor(t.turn_id), torch.tensor(t.logprob), r.weight)
         if self.dialogue.keep_every and number % self.dialogue.keep_every == 0:
-            rank = self.trainer.global_rank
-            name = "rollouts.jsonl" if rank == 0 else f"rollouts-{rank}.jsonl"
-            folder = run_folder(self.trainer)
-            folder.mkdir(parents=True, exist_ok=True)
+            file = self._ledger("rollouts")
+            file.parent.mkdir(parents=True, exist_ok=True)
             worth = [dataclasses.replace(r.trajectory, advantage=r.advantage_T.float().tolist()) for r in credited]
-            write_ledger(folder / name, sorted([*worth, *unplayed], key=lambda t: (t.prompt, t.rollout)))
+            write_ledger(file, sorted([*worth, *unplayed], key=lambda t: (t.prompt, t.rollout)))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Log the figures of the update and of the rounds since the last time."""
         every = getattr(self.trainer, "log_every_n_steps", 0)
         if every and (self.trainer.global_step + 1) % every == 0:
             self.log_meter(self.update_meter, "train")
-            self.log_meter(self.round_meter, "train")
+            self._log_rounds(self.round_meter, "train")
             self.log_meter(self.credit_meter, "credit")
+
+    def _log_rounds(self, meter: Means, prefix: str) -> None:
+        """Log figures of rounds; a reward that was paid on one process alone is a figure on all."""
+        if meter.update_called:
+            meter.also({name for names in from_all_ranks(meter.names) for name in names}, like="reward")
+        self.log_meter(meter, prefix)
 
     # ---- held-out tasks ----
 
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:  # type: ignore[override]
         """Play held-out tasks, once each."""
-        dialogue = dataclasses.replace(self.dialogue, group=1)
-        rollouts = self.player(self.sampling, dialogue).play(batch.tasks, policy_version=self.trainer.global_step)
-        self.record_round(self.val_round_meter, rollouts)
+        self._play_held_out(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the held-out tasks."""
-        self.log_meter(self.val_round_meter, "val")
+        self._log_rounds(self.val_round_meter, "val")
+
+    def on_test_start(self) -> None:
+        """Begin the file of rollouts anew."""
+        run_folder(self.trainer).mkdir(parents=True, exist_ok=True)
+        self._ledger("test-rollouts").unlink(missing_ok=True)
+
+    def test_step(self, batch: TaskBatch, batch_idx: int) -> None:  # type: ignore[override]
+        """Play the test's tasks, once each, and keep the rollouts in `test-rollouts.jsonl`."""
+        write_ledger(self._ledger("test-rollouts"), self._play_held_out(batch))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures of the test's tasks."""
+        self._log_rounds(self.val_round_meter, "test")
+
+    def _play_held_out(self, batch: TaskBatch) -> list[Trajectory]:
+        """Rollouts of held-out tasks, one each; their figures are added up."""
+        player = self.player(self.sampling, dataclasses.replace(self.dialogue, group=1))
+        rollouts = player.play(batch.tasks, policy_version=self.trainer.global_step, progress=True)
+        self.record_round(self.val_round_meter, rollouts)
+        return rollouts
+
+    def _ledger(self, name: str) -> Path:
+        """The file of rollouts of this process."""
+        rank = self.trainer.global_rank
+        return run_folder(self.trainer) / (f"{name}.jsonl" if rank == 0 else f"{name}-{rank}.jsonl")

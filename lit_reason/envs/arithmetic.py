@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from lit_reason.envs.environment import Message
 from lit_reason.envs.python_tool import python_tool
-from lit_reason.envs.tool_dialogue import Action, ToolDialogue, ToolRewards
+from lit_reason.envs.tool_dialogue import Action, ToolDialogue, ToolRewards, written_call
+from lit_reason.errors import UserError
 from lit_reason.rewards.checkers import get_checker
 
 Operator = Literal["+", "-", "*"]
@@ -36,18 +37,20 @@ def make_task(index: int, seed: int, *, operations: int = 3, largest: int = 20) 
         largest: numbers are drawn from 1 to this; multipliers from 2 to 5, so that results stay readable.
 
     Returns:
-        `question`, `answer`, and `steps`, the results of the operations in order.
+        `question`, `answer`, and in order the operations as `calls` (number, operator, number) and their results as
+        `steps`.
     """
     rng = random.Random(f"{seed} {index}")
     value = rng.randint(1, largest)
-    text, steps = str(value), []
+    text, calls, steps = str(value), [], []
     for k in range(operations):
         operator = rng.choice("+-*")
         operand = rng.randint(2, 5) if operator == "*" else rng.randint(1, largest)
+        calls.append([value, operator, operand])
         value = _DO[operator](value, operand)
         text = f"{text} {operator} {operand}" if k == 0 else f"({text}) {operator} {operand}"
         steps.append(value)
-    return {"question": f"What is {text}?", "answer": str(value), "steps": steps}
+    return {"question": f"What is {text}?", "answer": str(value), "calls": calls, "steps": steps}
 
 
 class Arithmetic(ToolDialogue):
@@ -83,6 +86,21 @@ class Arithmetic(ToolDialogue):
         self.begin()
         self.truth, self.left = str(task["answer"]), [str(step) for step in task["steps"]]
         return [self.instructions(), {"role": "user", "content": task["question"]}]
+
+    def expert(self, task: Mapping[str, Any]) -> Iterator[str]:
+        """One call for each operation of the chain, then the answer.
+
+        Raises:
+            UserError: the task is from a file that does not name the operations.
+        """
+        if "calls" not in task:
+            raise UserError("a task of Arithmetic needs a field 'calls' (number, operator, number) for its expert")
+        for a, operator, b in task["calls"]:
+            if "calculate" in self.tools:
+                yield written_call("calculate", a=a, operator=operator, b=b)
+            else:
+                yield written_call("python", source=f"print({a} {operator} {b})")
+        yield f"<answer>{task['answer']}</answer>"
 
     def useful(self, action: Action, result: str) -> bool:
         """Whether the result ends in the next step of the chain; each step counts once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from lit_reason.errors import UserError
@@ -87,6 +87,17 @@ class Environment(ABC):
     @abstractmethod
     def outcome(self) -> dict[str, float]:
         """What the dialogue as a whole was worth, by name of the reward; asked once, when it is over or cut off."""
+
+    def expert(self, task: Mapping[str, Any]) -> Iterable[str]:
+        """The turns of one who knows how it is done, for demonstrations to begin with.
+
+        Args:
+            task: a row of the training data, begun by `reset`.
+
+        Raises:
+            UserError: this environment has no expert.
+        """
+        raise UserError(f"{type(self).__name__} has no expert: write demonstrations yourself, as rows of messages")
 
     def close(self) -> None:  # noqa: B027 (most environments hold nothing)
         """Free what the environment holds."""

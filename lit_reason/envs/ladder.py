@@ -63,6 +63,10 @@ class Ladder(Environment):
         self.coins = random.Random(f"{seed} {self.shown} {rollout}")
         return [{"role": "user", "content": self.shown[0]}]
 
+    def expert(self, task: Mapping[str, Any]) -> list[str]:
+        """The right word of every rung."""
+        return [right[shown] for right, shown in zip(self.right, task["shown"], strict=True)]
+
     def step(self, action: str) -> Step:
         """Take the answer and show the next symbol."""
         right = action.split()[:1] == [self.right[self.rung][self.shown[self.rung]]]

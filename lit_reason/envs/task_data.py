@@ -111,8 +111,10 @@ class TaskData(LightningDataModule):
             `checker:NAME`, or `package.module:function`; default: what the environment pays.
         train_file: tasks to train on, one record each, with the fields that the environment reads; default: made up.
         val_file: tasks to validate on; default: made up, others than those to train on.
+        test_file: tasks for `test`; default: made up, others than all these.
         count: tasks to make up for training.
         val_count: tasks to make up for validation, or most tasks to take of `val_file`; 0 validates on none.
+        test_count: the same for `test`.
         batch_rows: tasks of a micro-batch on each process; a round plays those of all its accumulated micro-batches.
         seed: seed of made-up tasks and of their order.
     """
@@ -123,18 +125,23 @@ class TaskData(LightningDataModule):
         rewards: dict[str, float] | None = None,
         train_file: str | list[str] | None = None,
         val_file: str | list[str] | None = None,
+        test_file: str | list[str] | None = None,
         count: int = 1000,
         val_count: int = 100,
+        test_count: int = 100,
         batch_rows: int = 8,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, given, least in (("count", count, 1), ("val_count", val_count, 0), ("batch_rows", batch_rows, 1)):
-            if given < least:
+        least_of = {"count": 1, "val_count": 0, "test_count": 1, "batch_rows": 1}
+        counts = {"count": count, "val_count": val_count, "test_count": test_count, "batch_rows": batch_rows}
+        for name, least in least_of.items():
+            if (given := counts[name]) < least:
                 raise UserError(f"data.{name} is {given}; it must be at least {least}")
         self.rewards = Rewards(rewards)
-        self.env, self.files = env, {"train": train_file, "val": val_file}
-        self.counts, self.batch_rows, self.seed = {"train": count, "val": val_count}, batch_rows, seed
+        self.env, self.files = env, {"train": train_file, "val": val_file, "test": test_file}
+        self.counts = {"train": count, "val": val_count, "test": test_count}
+        self.batch_rows, self.seed = batch_rows, seed
         self.tasks: dict[str, list[dict[str, Any]]] = {}
         self.updates = 1  # an on-policy regime sets how many optimizer steps it takes on a round
 
@@ -147,8 +154,8 @@ class TaskData(LightningDataModule):
         Raises:
             UserError: a file holds no task, or the environment makes up none.
         """
-        for split in ("train", "val"):
-            if split not in self.tasks and (split == "train" or self.counts["val"]):
+        for split in ("test",) if stage == "test" else ("train", "val"):
+            if split not in self.tasks and self.counts[split]:
                 self.tasks[split] = self._read(split) if self.files[split] else self._made_up(split)
 
     def _read(self, split: str) -> list[dict[str, Any]]:
@@ -158,7 +165,7 @@ class TaskData(LightningDataModule):
             rows = [{"row_id": row_id, **record} for row_id, record in read_records(paths, rejects)]
         if not rows:
             raise UserError(f"data.{split}_file: {', '.join(paths)} holds no task")
-        rows = rows[: self.counts["val"]] if split == "val" else rows
+        rows = rows if split == "train" else rows[: self.counts[split]]
         env = self.env()
         for row in rows:
             try:
@@ -170,7 +177,8 @@ class TaskData(LightningDataModule):
 
     def _made_up(self, split: str) -> list[dict[str, Any]]:
         env = self.env()
-        first = self.counts["train"] if split == "val" else 0  # never a task that is trained on
+        before = {"train": (), "val": ("train",), "test": ("train", "val")}[split]
+        first = sum(self.counts[other] for other in before)  # never a task of another split
         made = [{"row_id": f"{split}-{i}", **env.task(i, self.seed)} for i in range(first, first + self.counts[split])]
         env.close()
         return made
@@ -207,3 +215,7 @@ class TaskData(LightningDataModule):
     def val_dataloader(self) -> OrderedLoader | list[Any]:
         """Tasks to validate on."""
         return self._loader("val", shuffle=False) if self.counts["val"] else []
+
+    def test_dataloader(self) -> OrderedLoader:
+        """Tasks for `test`."""
+        return self._loader("test", shuffle=False)

@@ -60,6 +60,16 @@ def parse_action(text: str) -> Action:
     return Action("tool", name=call["name"], arguments=call.get("args", {}))
 
 
+def written_call(name: str, **arguments: Any) -> str:
+    """A tool call as a model should write it.
+
+    Args:
+        name: of the tool.
+        arguments: of the call.
+    """
+    return f"<tool>{json.dumps({'name': name, 'args': arguments})}</tool>"
+
+
 @dataclass(frozen=True)
 class ToolRewards:
     """What is paid for what.

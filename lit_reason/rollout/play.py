@@ -38,7 +38,7 @@ class _Dialogue:
     marks: list[tuple[int, Turn]] = field(default_factory=list)  # where each turn begins, and the turn
     terms: list[dict[str, float]] = field(default_factory=list)  # what the environment paid for each turn
     played: list[PlayedTurn] = field(default_factory=list)
-    facts: dict[str, int] = field(default_factory=lambda: {"errors": 0, "cut_observations": 0})
+    facts: dict[str, int] = field(default_factory=lambda: {"calls": 0, "errors": 0, "cut_observations": 0})
     finished: bool = False  # by the environment's own rules
     over: bool = False
 
@@ -159,6 +159,7 @@ class Player:
             if step is None:
                 continue
             d.finished = step.terminated
+            d.facts["calls"] += bool(step.info.get("ran"))
             d.facts["errors"] += bool(step.info.get("error"))
             if not d.over:
                 room = min(c.observation_tokens, c.total_tokens - len(d.ids) - c.answer_tokens)

@@ -36,7 +36,7 @@ class Trajectory:
         policy_version: number of policy updates before these tokens were sampled.
         row_id: name of the task's record.
         failure: what the environment itself failed with; such a rollout is not trained on.
-        facts: counts for reports: `errors` of tools, `cut_observations`.
+        facts: counts for reports: `calls` of tools that ran, `errors`, `cut_observations`.
         token_rewards: reward paid at each token, 0 where none was sampled; they stand in place of the rewards of turns
             and outcome and add up to them. Empty: rewards are paid by turn.
         advantage: what each token was worth to the loss by the method's credit rule; empty where none was given.

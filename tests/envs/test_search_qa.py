@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from lit_reason.envs.search.demonstrations import demonstration, demonstrations
+from lit_reason.envs.demonstrations import demonstration, demonstrations
 from lit_reason.envs.search.index import Index, read_passages, words
 from lit_reason.envs.search.qa import SearchQA, _index
 from lit_reason.envs.task_data import TaskData
@@ -191,7 +191,7 @@ def test_all_environments_of_a_run_share_one_index():
 
 def test_demonstrations_search_and_answer():
     env = SearchQA(world=SMALL, syntax="tags", instructions="none")
-    rows = list(demonstrations(env))
+    rows = list(demonstrations(env, (env.task(i, 0) for i in range(len(env.questions)))))
     assert 0.8 * len(env.questions) < len(rows) < len(env.questions)
     for row in rows:
         roles = [m["role"] for m in row["messages"]]

@@ -14,8 +14,10 @@ from lit_reason.cli.reason_cli import build
 from lit_reason.core.metrics_log import read_metrics
 from lit_reason.core.run_folder import run_folder
 from lit_reason.errors import UserError
+from lit_reason.metrics.means import Means
 from lit_reason.regimes.grpo.regime import GRPORegime
 from lit_reason.rollout.trajectory import NOT_SAMPLED, read_ledger
+from lit_reason.rollout.verify import inconsistencies
 
 
 def run(folder, *options):
@@ -162,6 +164,44 @@ def test_validation_plays_as_many_tasks_as_there_are_whatever_a_round_has(folder
     )  # fmt: skip
     log = read_metrics(run_folder(done.trainer) / "metrics.csv")
     assert len(log.points("val/reward")) == 2 and {t.rollout for t in ledger(done)} == set(range(8))
+
+
+def test_every_reward_is_logged_by_its_name_as_a_mean_over_rollouts(folder):
+    done = run(folder, "--data.env.coin_reward=0.25", "--trainer.max_steps=1")
+    played = ledger(done)
+    for name in ("right", "coin", "all_right"):
+        paid = [sum(d.get(name, 0.0) for d in (*t.turn_terms, t.outcome_terms)) for t in played]
+        assert figure(done, f"paid/{name}") == [pytest.approx(sum(paid) / 64, abs=1e-5)]
+
+
+def test_a_reward_counts_with_nothing_where_it_was_not_paid():
+    here, there = Means(("reward",)), Means(("reward",))
+    for meter, terms in ((here, [None, "late", None]), (there, ["first"])):
+        for term in terms:
+            meter.also([term] if term else [], like="reward")
+            meter.update("reward", [1.0, 1.0])
+            for name in meter.names[1:]:
+                meter.update(name, [3.0 if name == term else 0.0] * 2)
+    for meter in (here, there):
+        meter.also({*here.names, *there.names}, like="reward")  # as before figures of two processes are added up
+    assert here.names == there.names == ("reward", "first", "late")
+    assert {n: float(v) for n, v in here.compute().items()} == {"reward": 1.0, "first": 0.0, "late": 1.0}
+    assert {n: float(v) for n, v in there.compute().items()} == {"reward": 1.0, "first": 3.0, "late": 0.0}
+    here.reset()
+    here.update("late", [5.0])
+    assert {n: float(v) for n, v in here.compute().items()} == {"late": 5.0}
+
+
+def test_the_test_verb_plays_tasks_of_its_own_and_keeps_the_rollouts(folder):
+    done = build("test", ["--config", "smoke/grpo", f"--vars.folder={folder}", "--data.test_count=10",
+                          "--model.sampling.temperature=0", "--model.dialogue.turn_tokens=3"])  # fmt: skip
+    for _ in range(2):  # the second writes the file anew
+        (figures,) = done.run_verb()
+    played = list(read_ledger(run_folder(done.trainer) / "test-rollouts.jsonl"))
+    assert [t.row_id for t in played] == [f"test-{i}" for i in range(256, 266)]  # 256 to train on, none to validate on
+    right = [sum(terms["right"] for terms in t.turn_terms) for t in played]
+    assert figures["test/paid/right"] == pytest.approx(sum(right) / 10)
+    assert [inconsistencies(t) for t in played] == [[]] * 10
 
 
 def test_coefficients_of_a_recipe_reach_the_advantages(folder):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from lit_reason.envs.environment import Message
 from lit_reason.envs.search.index import Index, read_passages
-from lit_reason.envs.tool_dialogue import Action, ToolDialogue, ToolRewards
+from lit_reason.envs.tool_dialogue import Action, ToolDialogue, ToolRewards, written_call
 from lit_reason.errors import UserError
 from lit_reason.rewards.tool_use import accepted, plain
 from lit_reason.tasks.world import Question, WorldConfig, build_world
@@ -116,6 +116,21 @@ class SearchQA(ToolDialogue):
         self.by_text = not self.missing
         question = {"role": "user", "content": task["question"]}
         return [question] if self.told == "none" else [self.instructions(), question]
+
+    def expert(self, task: Mapping[str, Any]) -> Iterator[str]:
+        """A search for each hop, in words that passages use, then the answer.
+
+        Raises:
+            UserError: the question is not one of the fictional world.
+        """
+        if "queries" not in task:
+            raise UserError(
+                "SearchQA has an expert for questions of its fictional world alone, not for those of a file"
+            )
+        for query in task["queries"]:
+            words = query.format(o=task["bridge"])
+            yield f"<search> {words} </search>" if self.tags else written_call("search", query=words)
+        yield f"<answer> {task['answer']} </answer>" if self.tags else f"<answer>{task['answer']}</answer>"
 
     def instructions(self) -> Message:
         """The system message: how to search and how to answer."""
