@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
@@ -35,6 +35,7 @@ from lit_reason.rollout.config import SamplingConfig
 
 FILES = ("forget", "retain", "members", "nonmembers", "utility")
 CURVES = ("val/forget_loss", "val/retain_loss", "val/utility", "val/attack_auc", "val/composite")
+TRAINING_CURVES = ("train/forget_loss", "train/retain_loss")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile of t by number of runs
 
 # Runs of each row of the table, by its name.
@@ -80,14 +81,14 @@ class Setting:
 
     Attributes:
         arms: by their names in the table.
-        rates: learning rates to choose from, rising; the search begins in the middle.
+        rates: learning rates to choose from, rising; the search begins in the middle. A single one is not swept.
         sweep: seeds of documents and of adapter in the sweep of rates.
         seeds: of adapters and order, of the runs that are reported. Their documents are those of seed 0.
         epochs: passes over the forget rows.
         batch_rows: forget rows of a step.
         max_length: longest row in tokens.
         new_tokens: longest answer that is generated.
-        curve_epochs: epochs between two validations of a reported run.
+        curve_epochs: epochs between two validations of a reported run; 0 for curves of the training losses instead.
     """
 
     arms: dict[str, Arm]
@@ -171,7 +172,7 @@ class Study(ABC):
         return {"scores": json.loads((run_folder(trainer) / "unlearning.json").read_text())}
 
     def unlearn(self, arm: Arm, lr: float, documents: int, seed: int, *, generate: bool) -> dict[str, Any]:
-        """One run with a LoRA adapter: scores at its end, and with `generate` curves by epoch too."""
+        """One run with a LoRA adapter: scores at its end, and curves by epoch; validations only with `generate`."""
         epochs = self.setting.epochs // arm.data.get("chunk_passes", 1)
         every = min(self.setting.curve_epochs, epochs) if generate else 0
         lm = ModelConfig(path=str(self.model("start", documents)), adapter=AdapterConfig(rank=16))
@@ -187,10 +188,13 @@ class Study(ABC):
             return {"failed": str(error), "lr": lr}
         found, losses = regime.rescore(generate=generate)
         result: dict[str, Any] = {"scores": {**found.figures(), **losses}, "lr": lr}
-        if generate:
-            log = read_metrics(run_folder(trainer) / "metrics.csv")
+        log = read_metrics(run_folder(trainer) / "metrics.csv")
+        if every:
             result["curves"] = {name: [value for _, value in log.points(name)] for name in CURVES}
             result["epochs_between"] = every * (self.setting.epochs // epochs)
+        else:
+            result["curves"] = {name: by_epoch(log.points(name), epochs) for name in TRAINING_CURVES}
+            result["epochs_between"] = self.setting.epochs // epochs
         return result
 
     def swept(self, name: str, lr: float) -> float:
@@ -207,6 +211,8 @@ class Study(ABC):
         search must not end there.
         """
         rates = self.setting.rates
+        if len(rates) == 1:
+            return rates[0]
         tried = {len(rates) // 2 - 1, len(rates) // 2}
         while True:
             best = max(tried, key=lambda i: (round(self.swept(name, rates[i]), 2), i))
@@ -281,6 +287,12 @@ def rounded(found: Any) -> Any:
     return round(found, 5) if isinstance(found, float) else found
 
 
+def by_epoch(points: Sequence[tuple[float, float]], epochs: int) -> list[float]:
+    """Means over the steps of each epoch; none where nothing was logged, as by losses of inner states alone."""
+    size = len(points) // epochs
+    return [statistics.fmean(v for _, v in points[k * size : (k + 1) * size]) for k in range(epochs)] if size else []
+
+
 def interval(values: list[float]) -> str:
     """Mean with half the width of the 95 % interval of Student's t over seeds."""
     if len(values) < 2:
@@ -317,11 +329,11 @@ def draw(arms: Runs, path: Path) -> None:
             at = k + (place - len(arms) / 2) * 0.06
             values = [s[column] for s in scores]
             parts.plot([at] * len(values), values, "o", color=colours[name], markersize=4)
-        for run in runs[:1]:
-            if losses := run.get("curves", {}).get("val/forget_loss"):
-                epochs = [run["epochs_between"] * (i + 1) for i in range(len(losses))]
-                curve.plot(epochs, losses, marker=".", color=colours[name])
-                curve.plot(epochs, run["curves"]["val/retain_loss"], ":", color=colours[name])
+        curves = runs[0].get("curves", {})
+        for kind, line in (("forget", ".-"), ("retain", ":")):
+            if losses := curves.get(f"val/{kind}_loss") or curves.get(f"train/{kind}_loss"):
+                epochs = [runs[0]["epochs_between"] * (i + 1) for i in range(len(losses))]
+                curve.plot(epochs, losses, line, color=colours[name])
         parts.plot([], [], "o", color=colours[name], label=name)
     parts.set(xticks=range(4), xticklabels=columns, ylim=(-0.03, 1.03), title="Parts of the final score, a dot a run")
     curve.set(

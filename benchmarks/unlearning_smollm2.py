@@ -35,14 +35,14 @@ LAYER, COEFFICIENT = 10, 150.0  # of 30 layers; about the length of the states t
 OURS = {"ours: RMU": Arm(partial(RMU, layer=LAYER, coefficient=COEFFICIENT), {"retain_ratio": 3})}
 SETTING = Setting(
     arms={**literature(LAYER, COEFFICIENT), **OURS},
-    rates=(5e-4, 2e-3, 6e-3),
+    rates=(3e-4, 1e-3, 3e-3, 1e-2),
     sweep=(0, 99),
     seeds=(0,),
-    epochs=5,
-    batch_rows=4,
+    epochs=3,
+    batch_rows=2,
     max_length=512,
-    new_tokens=96,
-    curve_epochs=2,
+    new_tokens=80,
+    curve_epochs=0,
 )
 
 Row = dict[str, Any]
@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("retain", type=Path, help="LUME's retain.jsonl")
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="folder, .gguf file, or hub id")
     parser.add_argument("--arms", nargs="+", choices=SETTING.arms, default=list(SETTING.arms), help="only these")
+    parser.add_argument("--rates", type=float, nargs="+", default=SETTING.rates, help="one rate is not swept")
     parser.add_argument("--seeds", type=int, nargs="+", default=SETTING.seeds)
     parser.add_argument("--out", type=Path, default=Path("docs/studies/results/unlearning-smollm2"))
     parser.add_argument("--work", type=Path, default=Path("runs/unlearning-smollm2"))
@@ -140,7 +141,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     arms = {name: SETTING.arms[name] for name in given.arms}
-    setting = replace(SETTING, arms=arms, seeds=tuple(given.seeds))
+    setting = replace(SETTING, arms=arms, rates=tuple(given.rates), seeds=tuple(given.seeds))
     study = SmolStudy(setting, given.out, given.work, (given.forget, given.retain), given.model)
     print(table(study.all()))
     if given.record:

@@ -39,6 +39,7 @@ OURS: dict[str, Arm] = {
 SETTING = Setting(
     arms={**literature(layer=1, coefficient=10.0), **OURS},
     rates=(5e-4, 2e-3, 6e-3, 2e-2, 6e-2),
+    seeds=(0, 1, 2, 3, 4),
 )
 TINY = {
     "model_type": "llama",
