@@ -4,9 +4,9 @@
 
 Every step is a command of the product, as a user would type it, and leaves its files in OUT; what is there is not made
 again. Demonstrations are the shortest solutions, without calculator marks. Held-out pairs set the solution of a problem
-that is not among them against a worse answer, of one of three kinds: `sampled`, an answer of the untouched model that
-ended and is wrong; `numbers`, the same solution with the results of its calculations replaced by other numbers of as
-many digits; `swapped`, the solution of another problem.
+that is not among them against a worse answer, of one of three kinds: `sampled`, a wrong answer of the untouched model,
+up to its last full sentence where it was cut off; `numbers`, the same solution with the results of its calculations
+replaced by other numbers of as many digits; `swapped`, the solution of another problem.
 """
 
 from __future__ import annotations
@@ -39,26 +39,28 @@ from lit_reason.regimes.irl.held_out import read_pairs
 from lit_reason.regimes.irl.watch import FIGURES, accuracy
 from lit_reason.rewards.checkers import get_checker
 
-HELD_OUT, PROBLEMS = 180, 60  # problems of the pairs; of them, those that policies answer
-SAMPLES = 2  # answers of the untouched model to each
-QUESTION, SOLUTION = 180, 150  # most characters
+HELD_OUT, PROBLEMS = 160, 50  # problems of the pairs; of them, those that policies answer
+QUESTION, SOLUTION = 150, 120  # most characters
 HEADS = 20  # untrained heads
 ROUND_FIGURES = set(FIGURES) - {"reward_loss", "pair_accuracy", "margin", "resting"}
 KINDS = ("sampled", "numbers", "swapped")
 WATCHED = ("sampled", "numbers")  # after every round; the third once, by `evaluate`
 RECIPE, LIKELIHOOD = "recipes/irl/smollm2-gsm8k.yaml", "recipes/sft/smollm2-gsm8k.yaml"
+COMMAND = "python -m benchmarks.irl_smollm2 --gsm8k train.jsonl --model SmolLM2-135M-Instruct"
 MARK = re.compile(r"<<[^<>]*>>")
+SENTENCES = re.compile(r"(?:.*[.!?\n])?", re.DOTALL)
 RESULT = re.compile(r"<<[^<>]*>>\s*(\d[\d,]*\.?\d*)")
 SIZE = {
     "data.batch_rows": 4,
     "data.max_length": 256,
-    "data.pairs_limit": 150,
-    "model.rounds.prompts": 48,
+    "model.rounds.prompts": 32,
     "model.rounds.reward_steps": 16,
-    "model.rounds.policy_steps": 4,
-    "model.rounds.probe": 32,
+    "model.rounds.policy_steps": 3,
+    "model.rounds.probe": 16,
+    "model.reward.lr": 5e-4,
     "model.reward.check_every": 0,
-    "model.sampling.max_new_tokens": 96,
+    "model.optim.lr": 3e-4,
+    "model.sampling.max_new_tokens": 80,
     "trainer.max_epochs": 2,
 }
 
@@ -101,8 +103,8 @@ def corrupted(solution: str, rng: random.Random) -> str:
 
 
 def prepare(gsm8k: Path, out: Path) -> None:
-    """Demonstrations, held-out problems, and the two kinds of pairs that need no model."""
-    if (out / "swapped.jsonl").is_file():
+    """Demonstrations, and the problems that are held out."""
+    if (out / "train.jsonl").is_file():
         return
     out.mkdir(parents=True, exist_ok=True)
     short = [
@@ -110,18 +112,12 @@ def prepare(gsm8k: Path, out: Path) -> None:
         for r in rows(gsm8k)
         if len(r["question"]) <= QUESTION and len(MARK.sub("", r["answer"])) <= SOLUTION and RESULT.search(r["answer"])
     ]
-    rng = random.Random(0)
-    rng.shuffle(short)
-    held, shown = short[:HELD_OUT], short[HELD_OUT:]
-    plain = [{**r, "answer": MARK.sub("", r["answer"])} for r in (*held, *shown)]
-    written(out / "train.jsonl", plain[HELD_OUT:])
+    random.Random(0).shuffle(short)
+    plain = [{**r, "answer": MARK.sub("", r["answer"])} for r in short]
+    written(out / "marked.jsonl", short[:HELD_OUT])
     written(out / "held.jsonl", plain[:HELD_OUT])
     written(out / "problems.jsonl", plain[:PROBLEMS])
-    pairs = [{"prompt": r["question"], "chosen": r["answer"]} for r in plain[:HELD_OUT]]
-    spoilt = [{**p, "rejected": corrupted(r["answer"], rng)} for p, r in zip(pairs, held, strict=True)]
-    others = [p["chosen"] for p in (*pairs[1:], pairs[0])]
-    written(out / "numbers.jsonl", spoilt)
-    written(out / "swapped.jsonl", [{**p, "rejected": o} for p, o in zip(pairs, others, strict=True)])
+    written(out / "train.jsonl", plain[HELD_OUT:])
 
 
 def command(out: Path, name: str, *arguments: str) -> Path:
@@ -153,27 +149,35 @@ def model_at(path: Path | str, out: Path) -> list[str]:
     return options({"model.lm.path": path, "data.cache_dir": out / "cache"})
 
 
-def sampled_pairs(model: Path, out: Path) -> Path:
-    """Answers of the untouched model to held-out problems, and pairs with those that ended and are wrong."""
+def pairs(model: Path | str, out: Path) -> None:
+    """The pairs of every kind, of the same problems in the same order: those that the untouched model got wrong."""
     given = {"data.predict_file": out / "held.jsonl", "data.train_file": "null", "data.pairs_file": "null"}
-    given |= {"model.sampling.max_new_tokens": 128, "model.sampling.samples": SAMPLES}
-    answered = command(out, "answers", "predict", "--config", RECIPE, *model_at(model, out), *options(given))
-    path, check = out / "sampled.jsonl", get_checker("numeric")
-    if path.is_file():
-        return path
-    gold = {r["question"]: r["answer"] for r in rows(out / "held.jsonl")}
-    found = rows(answered / "run" / "predictions.jsonl")
-    judged = [(r, check(r["completion"], r["answer"]).correct) for r in found]
-    wrong = {r["prompt"]: r["completion"] for r, right in judged if r["ended"] and not right}
-    counts = {
-        "answers": len(found),
-        "ended": sum(r["ended"] for r in found),
-        "right": sum(right for _, right in judged),
-        "pairs": len(wrong),
+    given |= {"model.sampling.max_new_tokens": 80, "model.sampling.batch_size": 64}
+    folder = command(out, "answers", "predict", "--config", RECIPE, *model_at(model, out), *options(given))
+    if (out / "swapped.jsonl").is_file():
+        return
+    check, rng, found = get_checker("numeric"), random.Random(1), []
+    answers = {r["prompt"]: r for r in rows(folder / "run" / "predictions.jsonl")}
+    counts = {"answers": len(answers), "ended": sum(r["ended"] for r in answers.values()), "right": 0}
+    for gold in rows(out / "marked.jsonl"):
+        answer = answers[gold["question"]]
+        text = answer["completion"] if answer["ended"] else SENTENCES.match(answer["completion"])[0]
+        right = check(answer["completion"], answer["answer"]).correct or check(text, answer["answer"]).correct
+        counts["right"] += right
+        if text.strip() and not right:
+            found.append((gold, text))
+    (out / "pairs.json").write_text(json.dumps({**counts, "pairs": len(found)}))
+    solutions = [MARK.sub("", gold["answer"]) for gold, _ in found]
+    worse = {
+        "sampled": [text for _, text in found],
+        "numbers": [corrupted(gold["answer"], rng) for gold, _ in found],
+        "swapped": solutions[1:] + solutions[:1],
     }
-    (out / "sampled.json").write_text(json.dumps(counts))
-    pairs = [{"prompt": q, "chosen": gold[q], "rejected": a} for q, a in wrong.items()]
-    return written(path, pairs)
+    for kind, answers_ in worse.items():
+        lines = zip(found, solutions, answers_, strict=True)
+        written(
+            out / f"{kind}.jsonl", [{"prompt": g["question"], "chosen": s, "rejected": w} for (g, _), s, w in lines]
+        )
 
 
 def train(name: str, start: Path | str, out: Path, settings: dict[str, Any]) -> Path:
@@ -186,7 +190,7 @@ def train(name: str, start: Path | str, out: Path, settings: dict[str, Any]) -> 
 
 def judge(name: str, reward: Path | str, start: Path | str, out: Path) -> Path:
     """`lit-reason evaluate` of a reward on the kinds of pairs that were not watched."""
-    given = {"model.reward.path": reward, "data.max_length": 256, "data.pairs_limit": 150, "data.train_file": "null"}
+    given = {"model.reward.path": reward, "data.max_length": 256, "data.train_file": "null"}
     given["data.pairs_file"] = json.dumps({kind: str(out / f"{kind}.jsonl") for kind in KINDS if kind not in WATCHED})
     return command(out, name, "evaluate", "--config", RECIPE, *model_at(start, out), *options(given))
 
@@ -194,7 +198,7 @@ def judge(name: str, reward: Path | str, start: Path | str, out: Path) -> Path:
 def policy(name: str, path: Path | str, out: Path) -> Path:
     """Loss of a policy on the held-out solutions, and how many of the first problems it answers rightly (greedy)."""
     callback = {"class_path": "VerifiedGeneration", "init_args": {"limit": PROBLEMS}}
-    callback["init_args"] |= {"sampling": {"temperature": 0.0, "max_new_tokens": 96, "batch_size": 30}}
+    callback["init_args"] |= {"sampling": {"temperature": 0.0, "max_new_tokens": 80, "batch_size": 50}}
     given = {"data.val_file": out / "problems.jsonl", "data.holdout": 0, "model.lm.adapter": "null"}
     given |= {"trainer.callbacks": json.dumps([callback])}
     return command(out, name, "validate", "--config", LIKELIHOOD, *model_at(path, out), *options(given))
@@ -217,15 +221,15 @@ def baselines(model: Path, out: Path) -> dict[str, Any]:
     known: dict[bytes, dict[str, torch.Tensor]] = {}  # the same solution is in pairs of every kind
     for kind in KINDS:
         files = {kind: str(out / f"{kind}.jsonl")}
-        pairs = read_pairs(files, renderer, max_length=256, limit=SIZE["data.pairs_limit"], max_bad_rows=0)
-        for row in (row for pair in pairs for row in (pair.chosen, pair.rejected)):
+        held = read_pairs(files, renderer, max_length=256, limit=HELD_OUT, max_bad_rows=0)
+        for row in (row for pair in held for row in (pair.chosen, pair.rejected)):
             if row.ids.tobytes() not in known:
                 known[row.ids.tobytes()] = _figures(lm, row, head_DH)
-        scores = [(known[pair.chosen.ids.tobytes()], known[pair.rejected.ids.tobytes()]) for pair in pairs]
+        scores = [(known[pair.chosen.ids.tobytes()], known[pair.rejected.ids.tobytes()]) for pair in held]
         margin = {name: torch.stack([a[name] - b[name] for a, b in scores]) for name in scores[0][0]}
         heads_H = accuracy(margin.pop("untrained")).mean(0)
         found[kind] = {name: rate(accuracy(m)) for name, m in margin.items()}
-        found[kind]["untrained"] = {"mean": float(heads_H.mean()), "of": HEADS, "pairs": len(pairs)}
+        found[kind]["untrained"] = {"mean": float(heads_H.mean()), "of": HEADS, "pairs": len(held)}
         found[kind]["untrained"] |= {"least": float(heads_H.min()), "most": float(heads_H.max())}
     path.write_text(json.dumps(found))
     return found
@@ -269,16 +273,16 @@ def main() -> None:
     out, model = args.out.resolve(), args.model.resolve()
     torch.set_num_threads(1)
     prepare(args.gsm8k, out)
-    sampled_pairs(model, out)
-    found: dict[str, Any] = {"baselines": baselines(model, out)}
-    found["settings"] = {k: v for k, v in SIZE.items()}
-    run = train("instruct", model, out, {})
-    steps = {"instruct": run, "untouched policy": policy("policy-before", model, out)}
+    pairs(model, out)
+    run = train("rounds", model, out, {})
+    found: dict[str, Any] = {"settings": SIZE, "baselines": baselines(model, out)}
+    steps = {"answers of the untouched policy": out / "answers", "rounds": run}
+    steps["policy before"] = policy("policy-before", model, out)
     steps["policy after"] = policy("policy-after", run / "run" / "export", out)
-    steps["reward, evaluated"] = judge("evaluate", run / "run" / "reward", model, out)
+    steps["evaluate"] = judge("evaluate", run / "run" / "reward", model, out)
     found["steps"] = {name: {**json.loads((f / "cost.json").read_text()), **history(f)} for name, f in steps.items()}
-    found["pairs"] = json.loads((out / "sampled.json").read_text())
-    print(record("irl_smollm2", found))
+    found["pairs"] = json.loads((out / "pairs.json").read_text())
+    print(record("irl_smollm2", found, command=COMMAND))
 
 
 if __name__ == "__main__":

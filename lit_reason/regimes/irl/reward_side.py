@@ -341,18 +341,22 @@ class RewardSide(ActorCriticRegime):
     # ---- held-out pairs ----
 
     def held_out_margins(self, pairs: Sequence[HeldOutPair]) -> Tensor:
-        """Margins of better over other answers.
+        """Margins of better over other answers; an answer that is in several pairs is scored once.
 
         Args:
             pairs: N of them.
         """
-        pack = pack_rows([row for pair in pairs for row in (pair.chosen, pair.rejected)]).to(self.device)
+        rows = {row.ids.tobytes(): row for pair in pairs for row in (pair.chosen, pair.rejected)}
+        place = {ids: i for i, ids in enumerate(rows)}
+        place_N2 = [[place[row.ids.tobytes()] for row in (pair.chosen, pair.rejected)] for pair in pairs]
+        pack = pack_rows(list(rows.values())).to(self.device)
         if self.reward_config.model == "network":
-            score_N2 = self.reward(pack.ids, pack.positions, pack.cu_seqlens).view(-1, 2)
+            score = self.reward(pack.ids, pack.positions, pack.cu_seqlens)
         else:
             with self.initial() if self.has_initial else self.rounds.previous() as first:
                 before = answer_logps(first, pack)
-            score_N2 = (answer_logps(self.lm, pack) - before).view(-1, 2)
+            score = answer_logps(self.lm, pack) - before
+        score_N2 = score[torch.tensor(place_N2, device=score.device)]
         return score_N2[:, 0] - score_N2[:, 1]
 
     @torch.no_grad()
