@@ -18,6 +18,8 @@ ALARMS: dict[str, str] = {
     "reward may be counting tokens. Bring sampling.max_new_tokens near the demonstrations' length.",
     "end": "{end:.0%} of the margin goes with the end token: the reward detects who stopped. Give answers room to end "
     "(sampling.max_new_tokens), or set rounds.unfinished: drop.",
+    "endless": "Answers that end earn {ended:.1f} on average, those that never do {endless:.1f}: the policy learns not "
+    "to end. Give answers room to end (sampling.max_new_tokens), or lower rounds.no_end_reward.",
     "identical": "{same:.0%} of the answers equal the demonstration; those pairs teach nothing. Sample at a higher "
     "temperature, or stop: the policy may have learnt all there is.",
     "drift": "Scores of fixed texts moved by {drift:.1f} deviations in a round: each round learns another reward. Set "
@@ -68,6 +70,9 @@ def reward_alarms(log: MetricsLog) -> list[str]:
         alarm("length", length=length, corr=corr)
     if (end := last["end_share"]) is not None and end > 0.5:
         alarm("end", end=min(end, 1.0))
+    ended, endless = log.last("train/ended_reward"), log.last("train/endless_reward")
+    if ended is not None and endless is not None and ended < endless:
+        alarm("endless", ended=ended, endless=endless)
     if (same := last["identical"]) is not None and same > 0.2:
         alarm("identical", same=same)
     if (drift := last["drift"]) is not None and drift > DRIFT:

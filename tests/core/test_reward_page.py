@@ -10,7 +10,7 @@ import torch
 from lit_reason.core.metrics_log import MetricsLog, read_metrics
 from lit_reason.core.reward_page import reward_alarms, reward_section
 from lit_reason.core.run_page import RunFacts, run_page
-from lit_reason.regimes.irl.watch import contraction, correlation, falling, style
+from lit_reason.regimes.irl.watch import contraction, correlation, endings, falling, style
 
 HEALTHY = {
     "train/pair_accuracy": [0.6, 0.8],
@@ -68,6 +68,7 @@ def test_a_healthy_reward_raises_no_alarm_and_has_its_plots(tmp_path):
         ({"val__pair_accuracy": [0.7, 0.6]}, "fell from 70% to 60%"),
         ({"train__length_accuracy": [0.6, 0.95], "train__length_correlation": [0.1, -0.8]}, "Length alone tells 95%"),
         ({"train__end_share": [0.1, 0.7]}, "70% of the margin goes with the end token"),
+        ({"train__ended_reward": [0.5, -9.0], "train__endless_reward": [-1.0, -1.0]}, "end earn -9.0 .* do -1.0"),
         ({"train__identical": [0.0, 0.4]}, "40% of the answers equal"),
         ({"train__drift": [1.6]}, "moved by 1.6 deviations"),
         ({"train__kl_previous": [33.0], "train__kl_initial": [0.0, 34.0]}, "33.0 nats .*34.0 from its start"),
@@ -103,5 +104,7 @@ def test_figures_of_style_in_closed_form():
     shorter = style(torch.tensor([1.0, 1.0]), torch.tensor([[1, 2], [1, 3]]), torch.tensor([1.0, 1.0]))
     assert (shorter["length_accuracy"], shorter["end_share"]) == (1.0, 0.0)
     assert correlation(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 2.0])) == 0.0
+    assert endings([1.0, 5.0, -4.0], [True, False, True], -1.0) == {"ended_reward": -1.5, "endless_reward": -1.0}
+    assert endings([1.0], [False], -1.0) == {} == endings([1.0], [True], None)
     assert contraction(0.5) == 1.0 and contraction(1.0) == 0.0 and contraction(0.05) == pytest.approx(19.0)
     assert falling([0.8, 0.9, 0.84], 0.05) and not falling([0.8, 0.9, 0.86], 0.05) and not falling([], 0.0)

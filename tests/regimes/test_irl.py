@@ -233,6 +233,7 @@ def test_scores_are_normalised_on_demonstrations_and_answers_without_end_are_pun
     assert paid[1] == -1.0
     raw = regime.scores([(texts[0][0], np.array(whole.ids[-2:]))])
     assert paid[0] == pytest.approx(float(regime.reward.normalised(raw)), abs=1e-6)
+    assert float(regime.update_meter.compute()["ended_reward"]) == pytest.approx(paid[0], abs=1e-6)
 
 
 @pytest.mark.slow
@@ -278,11 +279,16 @@ def test_the_exported_reward_scores_in_transformers_and_can_be_evaluated(folder)
     cli = run(folder, *pairs, "--trainer.callbacks+=RewardExport", "--trainer.max_steps=4")
     out = run_folder(cli.trainer) / "reward"
     theirs, regime = AutoModelForSequenceClassification.from_pretrained(out).eval(), cli.model.eval()
-    _, chosen, rejected = regime.data.held_out_pairs()[0]
+    first, second = regime.data.held_out_pairs()[:2]
+    crossed = first._replace(rejected=second.chosen)  # both of its answers stand in another pair too
+
+    def score(row) -> float:
+        return float(theirs(input_ids=torch.tensor(row.ids.astype(int))[None]).logits)
+
     with torch.no_grad():
-        scores = [float(theirs(input_ids=torch.tensor(row.ids.astype(int))[None]).logits) for row in (chosen, rejected)]
-        margin = regime.held_out_margins(regime.data.held_out_pairs()[:1])
-    assert float(margin) == pytest.approx(scores[0] - scores[1], abs=1e-5) and len(chosen) > len(rejected)
+        expected = [score(pair.chosen) - score(pair.rejected) for pair in (first, crossed, second)]
+        found = regime.held_out_margins([first, crossed, second]).tolist()
+    assert found == pytest.approx(expected, abs=1e-5) and len(first.chosen) > len(first.rejected)
     (told,) = {value for _, value in log(cli).points("val/pair_accuracy")}
     low, high = (log(cli).last(f"val/pair_accuracy_{end}") for end in ("low", "high"))
     assert low < told <= high and log(cli).last("val/length_accuracy") == 1.0

@@ -6,6 +6,7 @@ Shape letters: N pairs, T packed tokens, S answer tokens.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -80,6 +81,18 @@ def _rollout(prompt: int, rollout: int, task: Mapping[str, Any], turn: Turn, ver
         row_id=str(task["row_id"]),
         facts={"errors": 0, "cut_observations": 0},
     )
+
+
+def pay(rollouts: Sequence[Trajectory], scores: Sequence[float], no_end: float | None) -> list[Trajectory]:
+    """Rollouts with their scores as rewards.
+
+    Args:
+        rollouts: of one turn each.
+        scores: one each.
+        no_end: paid in place of its score for an answer that never ended; None pays the score.
+    """
+    paid = [s if t.finished or no_end is None else no_end for s, t in zip(scores, rollouts, strict=True)]
+    return [replace(t, outcome_terms={"learned": p}) for t, p in zip(rollouts, paid, strict=True)]
 
 
 def make_pair(

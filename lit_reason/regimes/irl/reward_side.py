@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +19,7 @@ from lit_reason.errors import UserError
 from lit_reason.models.language_model import LanguageModel
 from lit_reason.models.reward import REWARD_ADAPTER, RewardModel, add_reward_adapter, let_go, train_all_adapters
 from lit_reason.regimes.irl import watch
-from lit_reason.regimes.irl.answers import AnswerPlayer, answer_logps, text_row
+from lit_reason.regimes.irl.answers import AnswerPlayer, answer_logps, pay, text_row
 from lit_reason.regimes.irl.config import RewardConfig, RoundConfig, check_together
 from lit_reason.regimes.irl.demonstrations import DemonstrationData, RoundBatch, RoundPlan, with_steps
 from lit_reason.regimes.irl.held_out import HeldOutPair, PairMeter, by_kind
@@ -280,8 +279,8 @@ class RewardSide(ActorCriticRegime):
                 "the reward model gives scores that are not finite: lower reward.lr, and begin this round anew"
             )
         no_end = self.round_config.no_end_reward
-        paid = [s if t.finished or no_end is None else no_end for s, t in zip(score.tolist(), rollouts, strict=True)]
-        return [dataclasses.replace(t, outcome_terms={"learned": p}) for t, p in zip(rollouts, paid, strict=True)]
+        self.note(watch.endings(score.tolist(), [t.finished for t in rollouts], no_end))
+        return pay(rollouts, score.tolist(), no_end)
 
     def set_scale(self, mean: float, std: float) -> None:
         """Take mean and deviation on demonstrations.

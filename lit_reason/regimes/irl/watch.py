@@ -14,6 +14,7 @@ FIGURES = (
     *("identical", "repeated_pairs", "unfinished", "answer_tokens", "demonstration_tokens"),
     *("kl_previous", "kl_initial", "round_kl", "expert_logp"),
     *("reward_mean", "reward_std", "contraction", "length_correlation", "length_accuracy", "end_share", "drift"),
+    *("ended_reward", "endless_reward"),
 )
 
 
@@ -59,6 +60,23 @@ def style(margin_N: Tensor, tokens_N2: Tensor, endless_N: Tensor) -> dict[str, f
         "length_accuracy": max(longer, 1 - longer),
         "end_share": moved / whole if abs(whole) > 1e-6 else 0.0,
     }
+
+
+def endings(scores: Sequence[float], finished: Sequence[bool], no_end: float | None) -> dict[str, float]:
+    """What answers that ended earn on average, beside what is paid for one that never does.
+
+    Args:
+        scores: normalised, one an answer.
+        finished: whether it ended.
+        no_end: what an answer without end is paid; None pays its score.
+
+    Returns:
+        Both; nothing where none ended, or an answer without end earns its score.
+    """
+    ended = [score for score, whole in zip(scores, finished, strict=True) if whole]
+    if not ended or no_end is None:
+        return {}
+    return {"ended_reward": sum(ended) / len(ended), "endless_reward": no_end}
 
 
 def contraction(beta: float) -> float:
