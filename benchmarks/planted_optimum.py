@@ -19,7 +19,7 @@ from lit_reason.regimes.shaping.config import SearchConfig
 from lit_reason.regimes.shaping.simplex import sobol_points
 from lit_reason.regimes.shaping.trials import Trial, next_trial
 
-NOISE, TRIALS, SEEDS = 0.05, 20, 4
+NOISE, TRIALS, SEEDS = 0.05, 20, 8
 EXPLAINERS = ("final", "uniform", "shap", "lime")
 
 

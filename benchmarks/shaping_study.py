@@ -4,8 +4,8 @@
 
 The policy is a 2-layer student of width 64 over 16 words; the reward is a 1-layer scorer trained on planted worths of
 words and of pairs. Every arm pays the same scorer's reward, with RLOO's baseline token by token, for `STEPS` updates;
-its learning rate is that of `RATES` with the highest mean reward over them on `SWEEP_SEED`. Two mixes are found by the
-inner runs of `SEARCH`, whose cost counts. Every finished run is a line of OUT/runs.jsonl and is not repeated.
+its learning rate is that of `RATES` with the highest mean reward over them on `SWEEP_SEEDS`. Mixes are found by the
+inner runs of `SEARCHES`, whose cost counts. Every finished run is a line of OUT/runs.jsonl and is not repeated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import dataclasses
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,16 @@ from benchmarks.record import record
 
 FIXED = ("final", "uniform", "attention", "prefix", "shap", "lime")
 MIXED = ("final", "uniform", "attention", "shap")  # the explainers of the equal mix and of both searches
-ARMS = (*FIXED, "equal", "bayes", "random")
-RATES = (3e-3, 1e-3, 1e-2)
-SWEEP_SEED, SEEDS = 100, (0, 1, 2, 3, 4)
+SEARCHES = {
+    f"{propose} {rounds}": {"propose": propose, "rounds": rounds}
+    for rounds in (4, 8)
+    for propose in ("bayes", "random")
+}
+ARMS = (*FIXED, "equal", *SEARCHES)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+SWEEP_SEEDS, SEEDS = (100, 101, 102), (0, 1, 2, 3, 4)
 STEPS, EVERY, WINDOW = 16, 4, 5
-SEARCH = {"trials": 5, "initial": 3, "rounds": 4, "reruns": 0}
+SEARCH = {"trials": 5, "initial": 3, "reruns": 0, "kl": 0.05}
 WORDS = tuple(f" w{i}" for i in range(16))
 PROMPT, ANSWER = 2, 8
 
@@ -84,7 +89,7 @@ def prepare(folder: Path) -> None:
 
 def options(run: Run, folder: Path) -> list[str]:
     """Options of `fit`, over those of the recipe."""
-    names = MIXED if run.arm in ("equal", "bayes", "random") else (run.arm,)
+    names = (run.arm,) if run.arm in FIXED else MIXED
     given: dict[str, Any] = {
         "seed_everything": run.seed,
         "data.seed": run.seed,
@@ -105,8 +110,8 @@ def options(run: Run, folder: Path) -> list[str]:
         "trainer.enable_checkpointing": "false",
         "trainer.default_root_dir": str(folder / "work" / f"{run.arm}-{run.lr}-{run.seed}-{time.time_ns()}"),
     }
-    if run.arm in ("bayes", "random"):
-        search = {**SEARCH, "final_rounds": STEPS, "propose": run.arm, "seed": run.seed, "kl": 0.05}
+    if run.arm in SEARCHES:
+        search = {**SEARCH, **SEARCHES[run.arm], "final_rounds": STEPS, "seed": run.seed}
         given |= {f"model.search.{name}": value for name, value in search.items()}
     else:
         given |= {"model.search": "null", "trainer.max_steps": STEPS}
@@ -155,13 +160,13 @@ def held_out(model: Any) -> dict[str, float]:
     return {"score": statistics.fmean(scores), "kl": statistics.fmean(kls)}
 
 
-def train(run: Run, folder: Path) -> dict[str, Any]:
-    """Train, and what came of it."""
+def train(run: Run, folder: Path, more: Sequence[str] = ()) -> dict[str, Any]:
+    """Train, with more options where given, and what came of it."""
     from lit_reason.cli.reason_cli import build
     from lit_reason.cli.runs import quiet
 
     with quiet():
-        cli = build("fit", ["--config", "shaping/tiny-shap-bo", *options(run, folder)])
+        cli = build("fit", ["--config", "shaping/tiny-shap-bo", *options(run, folder), *more])
         seen = watch()
         cli.trainer.callbacks.append(seen)
         began = time.process_time()
@@ -175,7 +180,7 @@ def train(run: Run, folder: Path) -> dict[str, Any]:
 def work(done: list[dict[str, Any]]) -> Iterator[Run]:
     """What is left to run: the sweep first, then all arms seed by seed."""
     have = {Run(r["arm"], r["lr"], r["seed"]) for r in done}
-    sweep = [Run(arm, lr, SWEEP_SEED) for lr in RATES for arm in (*FIXED, "equal")]
+    sweep = [Run(arm, lr, seed) for seed in SWEEP_SEEDS for lr in RATES for arm in (*FIXED, "equal")]
     yield from (run for run in sweep if run not in have)
     for seed in SEEDS:
         for arm in ARMS:
@@ -184,15 +189,20 @@ def work(done: list[dict[str, Any]]) -> Iterator[Run]:
                 yield run
 
 
+def swept(done: list[dict[str, Any]], arm: str) -> dict[float, float]:
+    """Mean reward over the sweep's runs at each rate, which speed and height both raise. Mixes take that of `equal`."""
+    arm = "equal" if arm in SEARCHES else arm
+    means: dict[float, list[float]] = {}
+    for r in done:
+        if r["arm"] == arm and r["seed"] in SWEEP_SEEDS:
+            means.setdefault(r["lr"], []).append(statistics.fmean(s["reward"] for s in r["steps"]))
+    return {lr: statistics.fmean(values) for lr, values in sorted(means.items())}
+
+
 def best_rate(done: list[dict[str, Any]], arm: str) -> float:
-    """The rate with the highest mean reward over the sweep's run, which speed and height both raise."""
-    arm = "equal" if arm in ("bayes", "random") else arm
-    swept = {
-        r["lr"]: statistics.fmean(s["reward"] for s in r["steps"][:STEPS])
-        for r in done
-        if r["arm"] == arm and r["seed"] == SWEEP_SEED
-    }
-    return max(swept, key=lambda rate: swept[rate]) if swept else RATES[0]
+    """The rate with the highest mean reward."""
+    means = swept(done, arm)
+    return max(means, key=lambda rate: means[rate]) if means else RATES[0]
 
 
 def ended(run: dict[str, Any]) -> float:
@@ -232,8 +242,9 @@ def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
     """The table: of every arm over its seeds."""
     tests = {arm: [r for r in done if r["arm"] == arm and r["seed"] in SEEDS] for arm in ARMS}
     every = [r for runs in tests.values() for r in runs]
+    sweep = {arm: swept(done, arm) for arm in (*FIXED, "equal")}
     if not every:
-        return {"swept": {f"{r['arm']} {r['lr']:g}": ended(r) for r in done}}
+        return {"swept": sweep}
     start = statistics.fmean(next(s["reward"] for s in r["steps"] if s["final"]) for r in every)
     goal = start + 0.7 * (max(statistics.fmean(map(ended, runs)) for runs in tests.values() if runs) - start)
     kl = statistics.median(r["checks"][-1]["kl"] for r in tests["final"]) if tests["final"] else 0.0
@@ -256,9 +267,9 @@ def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
                 for name in ("steps", "with_search", "cpu", "calls")
             },
             "collapsed": sum(map(collapsed, runs)),
-            "weights": [[round(w, 2) for w in r["weights"]] for r in runs] if arm in ("bayes", "random") else None,
+            "weights": [[round(w, 2) for w in r["weights"]] for r in runs] if arm in SEARCHES else None,
         }
-    return {"start": start, "goal": goal, "kl": kl, "rows": rows}
+    return {"swept": sweep, "start": start, "goal": goal, "kl": kl, "rows": rows}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -296,8 +307,9 @@ def main() -> None:
     table = summary(read(path))
     print(json.dumps(table, indent=1))
     if args.record:
-        settings = {"steps": STEPS, "search": SEARCH, "rates": RATES, "mixed": MIXED, "seeds": SEEDS}
-        record("shaping-study", {"settings": settings, **table})
+        settings = {"steps": STEPS, "search": SEARCH, "searches": SEARCHES, "mixed": MIXED, "seeds": SEEDS}
+        notes = ["CPU seconds of the process; other programs ran on the machine"]
+        record("shaping-study", {"settings": settings, **table}, notes)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -78,8 +80,10 @@ def test_locate_prefers_a_file_and_refuses_clearly(shelf, tmp_path, monkeypatch)
 
 def test_header_problems(shelf):
     assert header_problems(find_recipes(shelf)[0]) == []
-    bare = Recipe("a/b", shelf / "x.yaml", purpose="p")
+    bare = Recipe("a/b", shelf / "x.yaml", purpose="p.")
     assert [line.split()[-1] for line in header_problems(bare)] == ["hardware", "expected", "command"]
+    (cut,) = header_problems(replace(find_recipes(shelf)[0], purpose="A sentence that goes on, and"))
+    assert "no whole sentence" in cut
 
 
 def test_shipped_recipes_have_headers_parse_and_build(monkeypatch, tmp_path):

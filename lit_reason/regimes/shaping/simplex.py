@@ -45,12 +45,11 @@ def initial_points(explainers: Sequence[str], count: int, seed: int) -> Tensor:
     return torch.cat([vertices, sobol_points(count - len(corners), len(explainers), seed)])
 
 
-def on_simplex(free: Tensor) -> Tensor:
-    """All K weights from the first K - 1, clamped and brought to sum 1.
+def on_simplex(weights: Tensor) -> Tensor:
+    """Weights that an optimizer has let slip past an edge, clamped and brought to sum 1.
 
     Args:
-        free: `[K - 1]`.
+        weights: `[K]`.
     """
-    free = free.double().clamp(0, 1)
-    weights = torch.cat([free, (1 - free.sum()).clamp(min=0)[None]])
+    weights = weights.double().clamp(0, 1)
     return weights / weights.sum()

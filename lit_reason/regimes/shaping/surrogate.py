@@ -1,6 +1,9 @@
 """The outer problem's Gaussian process, by BoTorch (extra `shaping`), which is imported here alone.
 
-Shape letters: N evaluated points, K weights; the process sees the first K - 1 of them.
+The process sees all K weights of a point, though K - 1 say it all: to a kernel of K - 1, weight that moves to or from the
+last explainer moves less than between two others, and what is found depends on the order of the explainers.
+
+Shape letters: N evaluated points, K weights.
 """
 
 from __future__ import annotations
@@ -38,18 +41,18 @@ def propose(points_NK: Tensor, value_N: Tensor, variance_N: Tensor, seed: int) -
     with _botorch(seed):
         from botorch.optim import optimize_acqf
 
-        free = points_NK.shape[1] - 1
+        K = points_NK.shape[1]
         improvement = _improvement(points_NK, value_N, variance_N, seed)
-        candidates = sobol_points(CANDIDATES, free + 1, seed)[:, None, :-1]
+        candidates = sobol_points(CANDIDATES, K, seed)[:, None]
         with torch.no_grad():
             best = improvement(candidates).topk(STARTS).indices
         found, _ = optimize_acqf(
             improvement,
-            bounds=torch.stack([torch.zeros(free), torch.ones(free)]).double(),
+            bounds=torch.stack([torch.zeros(K), torch.ones(K)]).double(),
             q=1,
             num_restarts=STARTS,
             batch_initial_conditions=candidates[best],
-            inequality_constraints=[(torch.arange(free), -torch.ones(free, dtype=torch.float64), -1.0)],
+            equality_constraints=[(torch.arange(K), torch.ones(K, dtype=torch.float64), 1.0)],
             options={"maxiter": STEPS},
         )
         return on_simplex(found[0].detach())
@@ -71,7 +74,7 @@ def acquisition(points_NK: Tensor, value_N: Tensor, variance_N: Tensor, at_MK: T
     with _botorch(seed):
         improvement = _improvement(points_NK, value_N, variance_N, seed)
         with torch.no_grad():
-            return improvement(at_MK[:, None, :-1])
+            return improvement(at_MK[:, None])
 
 
 def _improvement(points_NK: Tensor, value_N: Tensor, variance_N: Tensor, seed: int) -> Any:
@@ -80,7 +83,7 @@ def _improvement(points_NK: Tensor, value_N: Tensor, variance_N: Tensor, seed: i
 
     process = _process(points_NK, value_N, variance_N)
     sampler = SobolQMCNormalSampler(torch.Size([DRAWS]), seed=seed)
-    return qLogNoisyExpectedImprovement(process, points_NK[:, :-1], sampler=sampler, prune_baseline=True)
+    return qLogNoisyExpectedImprovement(process, points_NK, sampler=sampler, prune_baseline=True)
 
 
 def posterior(
@@ -100,12 +103,12 @@ def posterior(
     with _botorch(0), torch.no_grad():
         with torch.enable_grad():
             process = _process(points_NK, value_N, variance_N)
-        found = process.posterior((points_NK if at_MK is None else at_MK)[:, :-1])
+        found = process.posterior(points_NK if at_MK is None else at_MK)
         return found.mean[:, 0], found.variance[:, 0].clamp(min=0).sqrt()
 
 
 def _process(points_NK: Tensor, value_N: Tensor, variance_N: Tensor) -> Any:
-    """SingleTaskGP with a Matern-5/2 kernel, one length scale a coordinate, and the observed noise."""
+    """SingleTaskGP with a Matern-5/2 kernel, one length scale a weight, and the observed noise."""
     from botorch.fit import fit_gpytorch_mll
     from botorch.models import SingleTaskGP
     from botorch.models.transforms import Standardize
@@ -115,10 +118,10 @@ def _process(points_NK: Tensor, value_N: Tensor, variance_N: Tensor) -> Any:
     spread = float(value_N.var()) if len(value_N) > 1 else 0.0
     noise_N = variance_N.clamp(min=max(LEAST_NOISE * spread, 1e-8))
     process = SingleTaskGP(
-        points_NK[:, :-1],
+        points_NK,
         value_N[:, None],
         noise_N[:, None],
-        covar_module=get_matern_kernel_with_gamma_prior(points_NK.shape[1] - 1),
+        covar_module=get_matern_kernel_with_gamma_prior(points_NK.shape[1]),
         outcome_transform=Standardize(1),
     )
     fit_gpytorch_mll(ExactMarginalLogLikelihood(process.likelihood, process))

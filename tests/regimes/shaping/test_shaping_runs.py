@@ -86,9 +86,15 @@ def test_token_rewards_sum_to_the_score_and_reach_every_tokens_advantage(folder)
     assert any(len(set(t.token_rewards)) > 3 for t, _ in seen.kept)
 
 
-def test_planted_worths_are_paid_where_they_are_earned(folder):
+@pytest.fixture(scope="module")
+def dense(folder):
+    """A run on Shapley credit alone, and its rollouts."""
     seen = Rollouts()
-    done = run(folder, *FIXED, "--model.shaping.weights=[0,1]", callback=seen)
+    return run(folder, *FIXED, "--model.shaping.weights=[0,1]", callback=seen), seen
+
+
+def test_planted_worths_are_paid_where_they_are_earned(dense):
+    done, seen = dense
     worth = done.model.token_rewards.reward.token_V
     for t, _ in seen.kept:
         at = [i for i, k in enumerate(t.turn_id) if k != NOT_SAMPLED]
@@ -96,11 +102,10 @@ def test_planted_worths_are_paid_where_they_are_earned(folder):
             assert t.token_rewards[i] == pytest.approx(float(worth[t.ids[i]]), abs=1e-6)
 
 
-def test_the_full_return_makes_all_shapings_equal_to_the_sparse_reward(folder):
-    sparse = losses(run(folder, *FIXED, "--model.shaping.weights=[1,0]"))
-    dense = losses(run(folder, *FIXED, "--model.shaping.weights=[0,1]"))
+def test_the_full_return_makes_all_shapings_equal_to_the_sparse_reward(folder, dense):
+    sparse, shaped = losses(run(folder, *FIXED, "--model.shaping.weights=[1,0]")), losses(dense[0])
     full = losses(run(folder, *FIXED, "--model.shaping.weights=[0,1]", "--model.shaping.credit=return"))
-    assert full == pytest.approx(sparse, rel=1e-6) and dense[0] != pytest.approx(sparse[0], rel=1e-3)
+    assert full == pytest.approx(sparse, rel=1e-6) and shaped[0] != pytest.approx(sparse[0], rel=1e-3)
 
 
 def test_a_critic_sees_token_rewards(folder):
@@ -125,7 +130,7 @@ def test_without_a_reward_the_environment_pays_and_is_explained(folder):
         "--trainer.max_steps=1",
         *ladder,
         *options,
-        "--model.dialogue.group=32",
+        "--model.dialogue.group=16",
         callback=seen,
     )
     paid = [t for t, _ in seen.kept if t.outcome > 0]
