@@ -1,4 +1,4 @@
-"""All measurements of this machine, one after the other, and their tables in docs/peers.md: `make bench`."""
+"""All measurements of this machine, one after the other, and their tables in the docs: `make bench`."""
 
 from __future__ import annotations
 

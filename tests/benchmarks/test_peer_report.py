@@ -66,4 +66,4 @@ def test_the_training_table_has_every_case(tmp_path):
 
 @pytest.mark.parametrize("name", report.TABLES)
 def test_the_page_has_a_block_for_every_table(name):
-    assert f"<!-- {name} -->" in report.PAGE.read_text()
+    assert f"<!-- {name} -->" in "".join(page.read_text() for page in report.PAGES)

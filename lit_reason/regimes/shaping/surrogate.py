@@ -108,7 +108,10 @@ def posterior(
 
 
 def _process(points_NK: Tensor, value_N: Tensor, variance_N: Tensor) -> Any:
-    """SingleTaskGP with a Matern-5/2 kernel, one length scale a weight, and the observed noise."""
+    """SingleTaskGP with a Matern-5/2 kernel and the observed noise.
+
+    One length scale for all weights: one for each is more than some twenty trials can tell.
+    """
     from botorch.fit import fit_gpytorch_mll
     from botorch.models import SingleTaskGP
     from botorch.models.transforms import Standardize
@@ -121,7 +124,7 @@ def _process(points_NK: Tensor, value_N: Tensor, variance_N: Tensor) -> Any:
         points_NK,
         value_N[:, None],
         noise_N[:, None],
-        covar_module=get_matern_kernel_with_gamma_prior(points_NK.shape[1]),
+        covar_module=get_matern_kernel_with_gamma_prior(1),
         outcome_transform=Standardize(1),
     )
     fit_gpytorch_mll(ExactMarginalLogLikelihood(process.likelihood, process))
