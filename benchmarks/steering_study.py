@@ -61,6 +61,7 @@ class Bench:
         self.tasks = {task.name: task for task in made}
         self.layer: dict[str, int] = {}
         self.kept: dict[tuple[str, int, str], Directions] = {}
+        self.bank_of: dict[tuple, FeatureBank] = {}
 
     def bank(self, task: Task, seed: int, layers: list[int], span: int | None) -> FeatureBank:
         """Token features of a seed's texts at some layers."""
@@ -94,8 +95,11 @@ class Bench:
     def solve(self, task: Task, seed: int, config: DirectionConfig, layers: list[int]) -> Directions:
         """Directions in a seed's texts, by the method of the settings."""
         span = None if config.method == "caa" else task.span  # that one reads the last token
+        wanted = task.name, seed, tuple(layers), span
+        if wanted not in self.bank_of:
+            self.bank_of = {wanted: self.bank(task, seed, layers, span)}  # one at a time: they are large
         return solve(
-            self.bank(task, seed, layers, span),
+            self.bank_of[wanted],
             layers,
             task.classes,
             config,

@@ -170,12 +170,19 @@ def draw(
 def _nucleus_floor(mass_BV: Tensor, top_p: float) -> Tensor:
     """Mass of the least likely token of each row's nucleus, `[B, 1]`."""
     vocabulary = mass_BV.shape[-1]
-    width = min(_NUCLEUS_GUESS, vocabulary)
-    likeliest = mass_BV.topk(width).values
-    if width < vocabulary and bool((likeliest.sum(-1) < top_p).any()):
-        likeliest = mass_BV.sort(-1, descending=True).values
-    kept = likeliest.cumsum(-1) - likeliest < top_p  # kept while the mass before it is short of top_p
-    return likeliest.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
+    likeliest = mass_BV.topk(min(_NUCLEUS_GUESS, vocabulary)).values
+    floor_B1 = _least_kept(likeliest, top_p)
+    if likeliest.shape[-1] < vocabulary:
+        wide_B = likeliest.sum(-1) < top_p  # rows whose nucleus is larger than the guess; an order of all is slow
+        if bool(wide_B.any()):
+            floor_B1[wide_B] = _least_kept(mass_BV[wide_B].sort(-1, descending=True).values, top_p)
+    return floor_B1
+
+
+def _least_kept(likeliest_BN: Tensor, top_p: float) -> Tensor:
+    """The last of the likeliest masses before which less than `top_p` is reached, `[B, 1]`."""
+    kept_BN = likeliest_BN.cumsum(-1) - likeliest_BN < top_p
+    return likeliest_BN.masked_fill(~kept_BN, torch.inf).amin(-1, keepdim=True)
 
 
 def uniforms(seed: int, ids: Sequence[int], stream: int, count: int) -> np.ndarray:

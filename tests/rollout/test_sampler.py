@@ -139,15 +139,19 @@ def test_ties_with_the_last_token_kept_stay():
 
 
 def test_a_nucleus_wider_than_the_guess():
-    """Masses fall slowly over 3000 tokens, so half of the mass needs more than the first guess of 1024."""
-    logits = torch.zeros(2, 4000)
-    logits[:, :3000] += torch.linspace(2.0, 1.0, 3000)
+    """Masses fall slowly over 3000 tokens, so half of the mass needs more than the first guess of 1024.
+
+    The row between needs a single token.
+    """
+    logits = torch.zeros(3, 4000)
+    logits[::2, :3000] += torch.linspace(2.0, 1.0, 3000)
+    logits[1, 7] = 20.0
     mass = logits[0].double().softmax(0)
     size = int((mass.cumsum(0) < 0.5).sum()) + 1
     assert 1024 < size < 3000
-    u = torch.tensor([0.5, 1 - 1e-12], dtype=torch.float64)
+    u = torch.tensor([0.5, 1 - 1e-12, 1 - 1e-12], dtype=torch.float64)
     middle = int((mass[:size].cumsum(0) <= 0.5 * mass[:size].sum()).sum())
-    assert draw(logits, u, temperature=1.0, top_p=0.5, top_k=0).tolist() == [middle, size - 1]
+    assert draw(logits, u, temperature=1.0, top_p=0.5, top_k=0).tolist() == [middle, 7, size - 1]
 
 
 def test_draw_never_takes_a_token_without_mass():

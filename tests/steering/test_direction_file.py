@@ -11,7 +11,14 @@ from safetensors.torch import save_file
 from tiny_steering import directions, llama
 
 from lit_reason.errors import UserError
-from lit_reason.steering.direction_file import check_gguf, check_model, export_gguf, model_facts, read_directions, save_directions
+from lit_reason.steering.direction_file import (
+    check_gguf,
+    check_model,
+    export_gguf,
+    model_facts,
+    read_directions,
+    save_directions,
+)
 from lit_reason.steering.probe import Probe
 
 
