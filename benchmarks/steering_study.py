@@ -150,12 +150,12 @@ def matched_strength(points: list[tuple[float, float]], limit: float) -> float:
     return float(np.clip(x[at - 1] + (np.log(limit) - y[at - 1]) / slope, x[0] / 2, x[-1] * 1.5))
 
 
-def tuning(target: str, methods: list[str]) -> Iterator[Cell]:
+def tuning(target: str, methods: list[str], strengths: list[float] = STRENGTHS) -> Iterator[Cell]:
     """Cells on other prompts, without directions and at some strengths."""
     same = {"kind": "tune", "seed": 0, "prompts": TASK_OF[target]}
     yield {**same, "target": None, "method": "none", "strength": 0.0}
     for method in methods:
-        for strength in STRENGTHS:
+        for strength in strengths:
             yield {**same, "target": target, "method": method, "strength": strength}
 
 
@@ -180,15 +180,15 @@ def plan() -> Iterator[Cell]:
     for target in ("food", "sports"):
         yield from tuning(target, METHODS)
         yield from testing(target, METHODS, three)
-    yield from tuning("concise", METHODS)
+    yield from summing("food", "sports", "confident", one)
+    yield from tuning("concise", METHODS, STRENGTHS[::2])
     yield from testing("concise", METHODS, one)
     yield from summing("food", "concise", "confident", one)
-    yield from summing("food", "sports", "confident", one)
     yield from tuning("food", MORE_METHODS)
     yield from testing("food", MORE_METHODS, one)
     yield from testing("concise", METHODS, three)
     yield from summing("food", "concise", "confident", three)
-    yield from tuning("concise", MORE_METHODS)
+    yield from tuning("concise", MORE_METHODS, STRENGTHS[::2])
     yield from testing("concise", MORE_METHODS, one)
     yield from testing("food", METHODS, range(3, 6))
 
