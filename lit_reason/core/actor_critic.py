@@ -13,6 +13,7 @@ from lit_reason.core.config import OptimConfig
 from lit_reason.core.critic_config import CriticConfig
 from lit_reason.core.group_credit import over_batch
 from lit_reason.core.on_policy import OnPolicyRegime
+from lit_reason.core.optim import Rate
 from lit_reason.core.policy_config import PolicyConfig
 from lit_reason.credit.rewards import GroupRewards
 from lit_reason.credit.tokens import bilevel_gae, gae, token_rewards
@@ -30,7 +31,7 @@ class ActorCriticRegime(OnPolicyRegime):
 
     Args:
         lm: the policy.
-        optim: optimizer and schedule, of the critic too; `critic.lr` gives it a rate of its own.
+        optim: optimizer and schedule, of the critic too; `critic.lr` and `critic.warmup` give it others.
         sampling: how the policy samples.
         dialogue: rollouts a task, and their limits.
         policy: the loss of the policy.
@@ -60,10 +61,11 @@ class ActorCriticRegime(OnPolicyRegime):
             if self.device_mesh is not None:
                 self.critic.shard(self.device_mesh["data_parallel"])
 
-    def own_rates(self) -> Mapping[nn.Parameter, float]:
+    def own_rates(self) -> Mapping[nn.Parameter, Rate]:
         """The critic's, where the recipe gives it one."""
-        own = None if self.critic_config is None else self.critic_config.lr
-        return {} if own is None else dict.fromkeys(self.critic.parameters(), own)
+        c = self.critic_config
+        own = Rate() if c is None else Rate(c.lr, c.warmup)
+        return {} if own == Rate() else dict.fromkeys(self.critic.parameters(), own)
 
     def by_critic(self, rollouts: Sequence[Trajectory]) -> list[Credited]:
         """Advantages by the critic's present values; a failed rollout has none.

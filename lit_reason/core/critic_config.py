@@ -15,6 +15,8 @@ class CriticConfig:
     Args:
         trunk: `shared` reads the policy's hidden states; `separate` has a model of its own, as large as the policy.
         lr: its highest learning rate; null for the policy's. A shared trunk learns at the policy's, the value at this.
+        warmup: share of all optimizer steps over which its rate rises from 0; null for `optim.warmup`. A policy that
+            warms up for longer than its critic moves little before the critic knows what states are worth.
         weight: weight of the value loss, half the squared error, beside the policy's loss.
         clip: a value that has moved further than this from what it was when the round was played earns no gradient for
             moving on (PPO's value clip); null for none.
@@ -30,6 +32,7 @@ class CriticConfig:
 
     trunk: Literal["shared", "separate"] = "shared"
     lr: float | None = None
+    warmup: float | None = None
     weight: float = 0.5
     clip: float | None = 0.2
     estimator: Literal["gae", "bilevel_gae"] = "gae"
@@ -41,6 +44,6 @@ class CriticConfig:
     placement: Literal["turn", "end"] = "turn"
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "lam", "turn_gamma", "turn_lam"):
-            if not 0 <= getattr(self, name) <= 1:
+        for name in ("gamma", "lam", "turn_gamma", "turn_lam", "warmup"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"critic.{name} is {getattr(self, name)}; it must be in [0, 1]")

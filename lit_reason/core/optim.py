@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -67,26 +67,38 @@ def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in ends]
 
 
-def with_rates(groups: list[dict[str, Any]], rates: Mapping[nn.Parameter, float]) -> list[dict[str, Any]]:
+class Rate(NamedTuple):
+    """The learning rate of a part of the model.
+
+    Args:
+        lr: its highest; None for the recipe's.
+        warmup: share of all optimizer steps over which it rises; None for the recipe's.
+    """
+
+    lr: float | None = None
+    warmup: float | None = None
+
+
+def with_rates(groups: list[dict[str, Any]], rates: Mapping[nn.Parameter, Rate]) -> list[dict[str, Any]]:
     """Groups of which some parameters are split off, with learning rates of their own.
 
     Args:
         groups: as `parameter_groups` gives them.
-        rates: rate of each of these parameters.
+        rates: rate of each of these parameters; a group's `warmup` is what the schedule reads.
     """
     found = []
     for group in groups:
-        by_rate: dict[float | None, list[nn.Parameter]] = defaultdict(list)
+        by_rate: dict[Rate, list[nn.Parameter]] = defaultdict(list)
         for parameter in group["params"]:
-            by_rate[rates.get(parameter)].append(parameter)
-        found += [
-            {**group, "params": chosen, **({} if rate is None else {"lr": rate})} for rate, chosen in by_rate.items()
-        ]
+            by_rate[rates.get(parameter, Rate())].append(parameter)
+        for rate, chosen in by_rate.items():
+            own = {name: value for name, value in rate._asdict().items() if value is not None}
+            found.append({**group, "params": chosen, **own})
     return found
 
 
 def build_optimizer(
-    module: nn.Module, config: OptimConfig, rates: Mapping[nn.Parameter, float] | None = None
+    module: nn.Module, config: OptimConfig, rates: Mapping[nn.Parameter, Rate] | None = None
 ) -> Optimizer:
     """The optimizer of a recipe over the trainable parameters of `module`.
 

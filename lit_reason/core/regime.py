@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from transformers import PreTrainedTokenizerBase
 
 from lit_reason.core.config import OptimConfig
-from lit_reason.core.optim import build_optimizer
+from lit_reason.core.optim import Rate, build_optimizer
 from lit_reason.core.schedules import build_schedule
 from lit_reason.core.world_size import fit_progress
 from lit_reason.data.packing import Pack
@@ -100,8 +100,8 @@ class Regime(LightningModule):
         if self.device_mesh is not None:
             shard(lm, self.device_mesh)
 
-    def own_rates(self) -> Mapping[nn.Parameter, float]:
-        """Parameters that have another highest learning rate than `optim.lr`; none by default."""
+    def own_rates(self) -> Mapping[nn.Parameter, Rate]:
+        """Parameters that have another learning rate than `optim` says; none by default."""
         return {}
 
     def configure_optimizers(self) -> Any:

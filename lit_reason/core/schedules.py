@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -94,7 +98,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, total_steps: int, config: O
     """The recipe's learning-rate schedule as a torch scheduler stepped once an optimizer step.
 
     Args:
-        optimizer: its groups' rates are scaled.
+        optimizer: its groups' rates are scaled, each group's by its own warm-up where it has one.
         total_steps: length of the run in optimizer steps.
         config: gives the shape.
 
@@ -109,4 +113,15 @@ def build_schedule(optimizer: torch.optim.Optimizer, total_steps: int, config: O
                 f"optim.period_steps is {config.period_steps}, below optim.recovery_steps {config.recovery_steps}: "
                 "the rate would never come back"
             )
-    return LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, config))
+    shapes = [schedule_of(group, config) for group in optimizer.param_groups]
+    return LambdaLR(optimizer, [partial(lr_factor, total_steps=total_steps, config=shape) for shape in shapes])
+
+
+def schedule_of(group: Mapping[str, Any], config: OptimConfig) -> OptimConfig:
+    """The schedule of one group of parameters, which may have a warm-up of its own.
+
+    Args:
+        group: of an optimizer.
+        config: the recipe's.
+    """
+    return replace(config, warmup=group.get("warmup", config.warmup))

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from lit_reason.core.config import OptimConfig
-from lit_reason.core.optim import build_optimizer
+from lit_reason.core.optim import Rate, build_optimizer
 from lit_reason.core.schedules import build_schedule, lr_factor, restarts_at
 from lit_reason.errors import UserError
 
@@ -158,3 +158,20 @@ def test_a_resumed_schedule_goes_on_within_a_recovery():
     again.load_state_dict(states[1])
     assert rates(other, again, 20) == whole[23:]
     assert whole[20] < 0.01 and whole[23] < whole[29]
+
+
+def test_a_part_of_the_model_has_a_warm_up_of_its_own():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    config = OptimConfig(lr=1.0, schedule="linear", warmup=0.2, final_lr=0.0, weight_decay=0.5)
+    optimizer = build_optimizer(module, config, dict.fromkeys(module[1].parameters(), Rate(2.0, 0.4)))
+    schedule = build_schedule(optimizer, 10, config)
+    seen = []
+    for _ in range(10):
+        seen.append({id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]})
+        optimizer.step()
+        schedule.step()
+    for part, (lr, warmup) in zip(module, ((1.0, 0.2), (2.0, 0.4)), strict=True):
+        shape = OptimConfig(schedule="linear", warmup=warmup, final_lr=0.0)
+        wanted = [lr * lr_factor(step, 10, shape) for step in range(10)]
+        for parameter in part.parameters():
+            assert [rates[id(parameter)] for rates in seen] == pytest.approx(wanted)

@@ -142,11 +142,14 @@ def test_what_was_cut_off_is_worth_what_the_critic_expects_of_it(folder):
 
 
 def test_the_critic_has_a_rate_of_its_own(folder):
-    done = run(folder, "--model.critic.lr=0.5", "--model.optim.lr=0.25", "--trainer.max_steps=1")
+    rate = ["--model.critic.lr=0.5", "--model.critic.warmup=0.75", "--model.optim.lr=0.25", "--trainer.max_steps=2"]
+    done = run(folder, *rate)
     done.run_verb()
-    rates = {id(p): g["lr"] for g in done.trainer.optimizers[0].param_groups for p in g["params"]}
+    rates = {
+        id(p): (g["initial_lr"], g.get("warmup")) for g in done.trainer.optimizers[0].param_groups for p in g["params"]
+    }
     for name, p in done.model.named_parameters():
-        assert rates[id(p)] == (0.5 if name.startswith("critic.") else 0.25), name
+        assert rates[id(p)] == ((0.5, 0.75) if name.startswith("critic.") else (0.25, None)), name
     assert len(rates) == len(list(done.model.parameters()))
     with pytest.raises(UserError, match="needs optim.optimizer adamw, not muon"):
         run(folder, "--model.critic.lr=0.5", "--model.optim.optimizer=muon").run_verb()
@@ -155,3 +158,5 @@ def test_the_critic_has_a_rate_of_its_own(folder):
 def test_discounts_outside_their_range_are_refused():
     with pytest.raises(UserError, match="critic.lam is 1.5"):
         CriticConfig(lam=1.5)
+    with pytest.raises(UserError, match="critic.warmup is -0.1"):
+        CriticConfig(warmup=-0.1)

@@ -10,7 +10,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_reason.core.config import OptimConfig
-from lit_reason.core.schedules import lr_factor
+from lit_reason.core.schedules import lr_factor, schedule_of
 from lit_reason.optim.together import Together
 from lit_reason.regimes.irl.config import RewardConfig, RoundConfig
 
@@ -30,8 +30,8 @@ def with_reward(
     Returns:
         The optimizer, and a schedule that is stepped once an optimizer step of either.
     """
-    of_policy, of_reward = rates(optim, reward, rounds)
-    shapes: list[Any] = [of_policy] * len(policy.param_groups)
+    _, of_reward = rates(optim, reward, rounds)
+    shapes: list[Any] = [rates(schedule_of(group, optim), reward, rounds)[0] for group in policy.param_groups]
     if not own:
         return policy, LambdaLR(policy, shapes)
     beside = AdamW(own, lr=reward.lr, eps=1e-5, weight_decay=0.0, fused=True)

@@ -123,7 +123,7 @@ class RewardSide(ActorCriticRegime):
         own = self.reward_parameters()
         for parameter in own:
             parameter.requires_grad_(False)
-        policy = build_optimizer(self, self.optim_config)
+        policy = build_optimizer(self, self.optim_config, self.own_rates())
         for parameter in own:
             parameter.requires_grad_(True)
         optimizer, schedule = with_reward(policy, own, self.optim_config, self.reward_config, self.round_config)

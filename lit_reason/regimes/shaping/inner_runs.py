@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_reason.core.ranks import from_all_ranks
-from lit_reason.core.schedules import lr_factor
+from lit_reason.core.schedules import lr_factor, schedule_of
 from lit_reason.regimes.shaping.config import SearchConfig
 from lit_reason.regimes.shaping.trial_store import TrialStore, trial_from
 from lit_reason.regimes.shaping.trials import Trial, hopeless, next_trial, over
@@ -232,7 +232,8 @@ class InnerRuns:
         self._since = time.perf_counter()
         optimizer = regime.optimizers().optimizer
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self.lr_factor(regime.trainer.global_step, regime.optim_config)
+            shape = schedule_of(group, regime.optim_config)
+            group["lr"] = group["initial_lr"] * self.lr_factor(regime.trainer.global_step, shape)
         named = ", ".join(f"{n} {w:.2f}" for n, w in zip(self.explainers, self._running.weights, strict=True))
         rank_zero_info(f"{WORDS[self._running.kind]} {self._running.number}: {named}")
         return True
