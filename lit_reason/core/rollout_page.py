@@ -9,12 +9,13 @@ from itertools import groupby
 from pathlib import Path
 
 from lit_reason.core.metrics_log import MetricsLog
-from lit_reason.core.plots import COLOURS, Curve, line_plot
+from lit_reason.core.plots import COLOURS, Curve, Figure, line_plot
 from lit_reason.core.report import Passage, Piece, Scale, Section, clip
 from lit_reason.rollout.trajectory import NOT_SAMPLED, Trajectory
 
 MOST_READ = 8 * 2**20  # bytes of the ledger that are read, from its end
 LONGEST = 1500  # characters of a stretch that are shown
+TERM = "train/paid/"  # before the name of a reward
 
 
 def credit_section(log: MetricsLog) -> Section:
@@ -32,6 +33,7 @@ def credit_section(log: MetricsLog) -> Section:
     ]
     figures = (
         line_plot("Reward of a rollout", rewards),
+        _terms_plot(log),
         line_plot(
             "Variance of the advantage",
             _by_turn(log, "variance"),
@@ -47,6 +49,21 @@ def credit_section(log: MetricsLog) -> Section:
         line_plot("Groups that teach nothing", dead, note="Their rollouts all earned the same.", percent=True),
     )
     return Section("Reward and credit", figures=[figure for figure in figures if figure])
+
+
+def _terms_plot(log: MetricsLog) -> Figure | None:
+    """Rewards by name; none where there is but one."""
+    names = [name for name in log.series if name.startswith(TERM)]
+    if len(names) < 2:
+        return None
+    largest = sorted(names, key=lambda name: -max(abs(value) for _, value in log.points(name)))[: len(COLOURS)]
+    curves = [
+        Curve(name.removeprefix(TERM), log.points(name), colour, smooth=True)
+        for name, colour in zip(sorted(largest), COLOURS, strict=False)
+    ]
+    hidden = len(names) - len(curves)
+    note = f"{hidden} smaller ones are under All metrics." if hidden else "A rollout's mean, weights included."
+    return line_plot("Rewards by name", curves, note=note)
 
 
 def _by_turn(log: MetricsLog, figure: str) -> list[Curve]:

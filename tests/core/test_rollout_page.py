@@ -120,3 +120,17 @@ def test_credit_over_time_has_a_plot_for_each_figure():
         "Share of the gradient": ["turn 1", "turn 2"],
         "Groups that teach nothing": ["without spread"],
     }
+
+
+def test_rewards_by_name_have_a_plot_where_there_are_several():
+    def plots(names):
+        series = {f"train/paid/{name}": [(0, 0.1), (1, size)] for name, size in names.items()}
+        return {
+            f.title: (sorted(label for label, *_ in f.legend), f.note)
+            for f in credit_section(MetricsLog(series)).figures
+        }
+
+    assert plots({"alone": 1.0}) == {}
+    assert plots({"b": 1.0, "a": -2.0})["Rewards by name"][0] == ["a", "b"]
+    shown, note = plots({f"r{n}": float(n) for n in range(10)})["Rewards by name"]
+    assert shown == [f"r{n}" for n in range(2, 10)] and note.startswith("2 smaller ones")
