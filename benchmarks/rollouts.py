@@ -97,13 +97,24 @@ def player(case: str, config: dict[str, Any]) -> Callable[[Work], list[list[int]
     engine = Engine(lm, _NoText(), SamplingConfig(temperature=1.0, top_p=1.0), [config["vocab_size"]])
 
     def play(given: Work) -> list[list[int]]:
-        engine.open(given.prompts)
-        engine.fork(GROUP)
-        for turn, lengths in enumerate(given.lengths):
-            engine.step(lengths)
-            for row, said in enumerate(given.observations[turn] if turn < len(given.observations) else ()):
-                engine.append(row, said)
-        return [engine.ids(row) for row in range(len(given.prompts) * GROUP)]
+        live = list(range(len(given.prompts) * GROUP))
+        turns, done = [0] * len(live), dict[int, list[int]]()
+        with engine.round(0):  # as a training run plays: getting ready for the round is part of it
+            engine.open(given.prompts)
+            engine.fork(GROUP)
+            while live:
+                for i in engine.first_turns([given.lengths[turns[row]][row] for row in live]):
+                    row = live[i]
+                    turns[row] += 1
+                    if turns[row] < len(given.lengths):
+                        engine.append(i, given.observations[turns[row] - 1][row])
+                    else:
+                        done[row] = engine.ids(i)
+                kept = [i for i, row in enumerate(live) if row not in done]
+                if len(kept) < len(live):
+                    engine.keep(kept)
+                live = [live[i] for i in kept]
+        return [done[row] for row in sorted(done)]
 
     return play
 

@@ -27,7 +27,8 @@ from lit_reason.core.policy_config import PolicyConfig
 from lit_reason.core.policy_loss import policy_loss
 from lit_reason.core.ranks import from_all_ranks
 from lit_reason.core.regime import Regime
-from lit_reason.core.round_rewards import divergence, divergence_paid, length_paid, without_spread
+from lit_reason.core.resampling import refuse_without_rollouts, untrained, with_spread
+from lit_reason.core.round_rewards import divergence, divergence_paid, length_paid
 from lit_reason.core.run_folder import run_folder
 from lit_reason.data.packing import Pack
 from lit_reason.data.rendering.stop_tokens import known_stop_ids
@@ -165,6 +166,8 @@ class OnPolicyRegime(Regime):
         """
         rollouts = self._with_spread(self._play(batch.tasks, batch.number), batch)
         self.record_round(self.round_meter, rollouts)
+        if not any(t.ids for t in rollouts):  # other processes have some, and passes over sharded weights are in step
+            rollouts[0] = untrained(rollouts[0])
         rollouts = self._shaped(rollouts)
         unplayed = [t for t in rollouts if not t.ids]  # those that could not begin are counted, and nothing more
         rollouts = [t for t in rollouts if t.ids]
@@ -190,21 +193,21 @@ class OnPolicyRegime(Regime):
         return self.rewarded(player.play(tasks, policy_version=version, seed=seed, progress=True))
 
     def _with_spread(self, rollouts: list[Trajectory], batch: TaskBatch) -> list[Trajectory]:
-        """Rollouts in which groups without spread are replaced by those of other tasks, `policy.resample` times."""
-        replaced = 0
-        for attempt in range(1, self.policy.resample + 1):
-            size = self.dialogue.group
-            dead = [i for i in range(len(batch.tasks)) if without_spread(rollouts[i * size : (i + 1) * size])]
-            if not max(from_all_ranks(len(dead))):
-                break
-            # Every process plays when one must: passes over sharded weights are in step.
-            fresh = self._play(self._data.others(max(len(dead), 1), batch.number, attempt), batch.number, attempt)
-            for n, i in enumerate(dead):
-                group = [dataclasses.replace(t, prompt=i) for t in fresh[n * size : (n + 1) * size]]
-                rollouts[i * size : (i + 1) * size] = group
-            replaced += len(dead)
-        self.round_meter.update("resampled", [replaced / len(batch.tasks)])
-        return rollouts
+        """Rollouts in which groups without spread are replaced by those of other tasks, `policy.resample` times.
+
+        Raises:
+            UserError: every rollout failed, of all attempts and on all processes.
+        """
+
+        def play(dead: list[int], attempt: int) -> list[Trajectory]:
+            others = self._data.others([batch.tasks[i] for i in dead or [0]], batch.number, attempt)
+            return self._play(others, batch.number, attempt)
+
+        found = with_spread(rollouts, self.dialogue.group, self.policy.resample, play)
+        self.round_meter.update("resampled", [found.replaced / len(batch.tasks)])
+        self.round_meter.update("failed", [float(bool(t.failure)) for t in found.dropped])
+        refuse_without_rollouts([*found.rollouts, *found.dropped], found.attempts)
+        return found.rollouts
 
     def _shaped(self, rollouts: list[Trajectory]) -> list[Trajectory]:
         """Rollouts that also pay for length and divergence, where the recipe says so."""
@@ -386,6 +389,7 @@ class OnPolicyRegime(Regime):
         """Rollouts of held-out tasks, one each; their figures are added up."""
         player = self.player(self.sampling, dataclasses.replace(self.dialogue, group=1))
         rollouts = player.play(batch.tasks, policy_version=self.trainer.global_step, progress=True)
+        refuse_without_rollouts(rollouts)
         self.record_round(self.val_round_meter, rollouts)
         return rollouts
 

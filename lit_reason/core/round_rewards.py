@@ -6,7 +6,6 @@ Shape letters: T tokens of a rollout.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -66,13 +65,3 @@ def divergence_paid(t: Trajectory, kl_T: Tensor, weight: float) -> Trajectory:
     by_turn = [float(kl_T[turn_id_T == k].sum()) for k in range(len(t.turn_terms))]
     terms = [{**had, "kl": -weight * kl} for had, kl in zip(t.turn_terms, by_turn, strict=True)]
     return dataclasses.replace(t, turn_terms=terms)
-
-
-def without_spread(group: Sequence[Trajectory]) -> bool:
-    """Whether all sound rollouts of a group earned the same, turn by turn, so that comparing them teaches nothing.
-
-    Args:
-        group: rollouts of one task.
-    """
-    earned = {(*t.turn_rewards, None, t.outcome, None, *t.token_rewards) for t in group if not t.failure}
-    return len(earned) < 2

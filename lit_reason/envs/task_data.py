@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -183,15 +184,15 @@ class TaskData(LightningDataModule):
         env.close()
         return made
 
-    def others(self, count: int, *key: int) -> tuple[dict[str, Any], ...]:
-        """Tasks to train on, drawn at random, for a round whose own turned out to teach nothing.
+    def others(self, tasks: Sequence[dict[str, Any]], *key: int) -> tuple[dict[str, Any], ...]:
+        """Another task to train on for each of some that turned out to teach nothing, drawn at random.
 
         Args:
-            count: how many.
-            key: numbers that the draw depends on, beside the seed and the process.
+            tasks: those to be replaced. Each draw depends on the task's name, not on its place or its process.
+            key: numbers that the draws depend on, beside the seed.
         """
-        rank = self.trainer.global_rank if self.trainer else 0
-        drawn = np.random.default_rng([self.seed, rank, *key]).integers(len(self.tasks["train"]), size=count)
+        seeds = [[self.seed, zlib.crc32(str(task["row_id"]).encode()), *key] for task in tasks]
+        drawn = [np.random.default_rng(seed).integers(len(self.tasks["train"])) for seed in seeds]
         return tuple(self.tasks["train"][i] for i in drawn)
 
     def _loader(self, split: str, *, accumulate: int = 1, updates: int = 1, shuffle: bool) -> OrderedLoader:

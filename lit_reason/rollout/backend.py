@@ -188,6 +188,18 @@ class Backend(ABC):
             One turn for each row.
         """
 
+    def first_turns(self, limits: Sequence[int], stops: Sequence[str] = ()) -> dict[int, Turn]:
+        """Let the model write until some turns have ended; by default, all.
+
+        Args:
+            limits: as for `step`, counted from the beginning of a turn.
+            stops: as for `step`.
+
+        Returns:
+            Turns that have ended, at least one, by row. Those of other rows are under way: the next call goes on.
+        """
+        return dict(enumerate(self.step(limits, stops)))
+
     def anyone(self, busy: bool) -> bool:
         """Whether this process has work left, or, where processes must run in step, any process has.
 

@@ -16,9 +16,11 @@ with a pass over padding until all are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,12 +30,15 @@ from torch import Tensor
 
 from lit_reason.errors import UserError
 from lit_reason.models.language_model import LanguageModel
+from lit_reason.models.layout import by_columns
 from lit_reason.rollout.backend import Backend, Turn, TurnEnds, words_of
+from lit_reason.rollout.broken_output import broken_output
 from lit_reason.rollout.config import SamplingConfig
 from lit_reason.rollout.kv_slots import KVSlots
 from lit_reason.rollout.sampler import draw, generating
 
 _MOST_HOLES = 0.25
+_STILL_WRITING = 0.5  # share of the rows that others do not wait for
 
 
 @dataclass
@@ -43,7 +48,10 @@ class _Row:
     ids: list[int]  # everything so far
     key: tuple[int, ...]  # what its random streams depend on: the hash of its name, which rollout
     pending: list[int]  # the end of `ids` that the cache has not seen
+    name: str  # of its prompt, for messages
     turns: int = 0
+    written: list[int] = field(default_factory=list)  # of the turn that is under way
+    logprobs: list[float] = field(default_factory=list)
 
 
 class Engine(Backend):
@@ -73,12 +81,13 @@ class Engine(Backend):
 
     @contextmanager
     def round(self, version: int) -> Iterator[int]:
-        """A round of rollouts, in which weights in shards are gathered once.
+        """A round of rollouts, for which weights are laid out once: those in shards gathered, others for decoding.
 
         Args:
             version: of the weights, for the ledger.
         """
-        with self.lm.gathered() if self.gather else nullcontext(), super().round(version) as held:
+        whole = self.lm.gathered() if self.gather else nullcontext()
+        with whole, by_columns(self.lm.hf), super().round(version) as held:
             yield held
 
     @torch.inference_mode(False)  # a validation's inference mode would make the cache unfit for the next pass
@@ -97,7 +106,7 @@ class Engine(Backend):
                 raise UserError(f"prompt {p} is empty: there is nothing to continue")
         names = names or [str(p) for p in range(len(prompts))]
         self._rows = [
-            _Row(list(ids), (*words_of(name), 0), list(ids)) for ids, name in zip(prompts, names, strict=True)
+            _Row(list(ids), (*words_of(name), 0), list(ids), name) for ids, name in zip(prompts, names, strict=True)
         ]
         self._slots = KVSlots(self.lm.base.config, len(prompts), self.lm.device)
 
@@ -110,12 +119,17 @@ class Engine(Backend):
         Args:
             copies: rows to make of each.
         """
-        with torch.no_grad(), generating(self.lm.hf):
-            self._feed(range(len(self._rows)), but=1)  # the state behind a last token is wanted for each copy
+        longer = any(len(row.pending) > 1 for row in self._rows)
+        if self.anyone(longer):
+            with torch.no_grad(), generating(self.lm.hf):
+                if longer:  # but for the last token: the state behind it is wanted for each copy
+                    self._feed(range(len(self._rows)), but=1)
+                else:
+                    self._over_padding()
         assert self._slots is not None
         self._slots.select([i for i in range(len(self._rows)) for _ in range(copies)])
         self._rows = [
-            _Row(list(row.ids), (*row.key[:-1], row.key[-1] * copies + c), list(row.pending), row.turns)
+            replace(deepcopy(row), key=(*row.key[:-1], row.key[-1] * copies + c))
             for row in self._rows
             for c in range(copies)
         ]
@@ -149,7 +163,6 @@ class Engine(Backend):
         self._slots.select(list(rows))
         self._rows = [self._rows[i] for i in rows]
 
-    @torch.inference_mode(False)
     def step(self, limits: Sequence[int], stops: Sequence[str] = ()) -> list[Turn]:
         """Let the model write one turn on every row.
 
@@ -159,9 +172,27 @@ class Engine(Backend):
 
         Returns:
             One turn for each row.
+
+        Raises:
+            UserError: the model's output is NaN or infinite.
         """
-        with torch.no_grad(), generating(self.lm.hf):
-            return self._turns(limits, [s for s in stops if s])
+        turns = self._turns(limits, stops, share=0.0)
+        return [turns[i] for i in range(len(turns))]
+
+    def first_turns(self, limits: Sequence[int], stops: Sequence[str] = ()) -> dict[int, Turn]:
+        """Let the model write until half of the rows have ended their turns; the next call goes on with the others.
+
+        A pass over few rows costs nearly as much as one over many. So no row waits for the longest turn of all: what
+        has ended is answered, and its next turn is written beside the rest of the others'.
+
+        Args:
+            limits: as for `step`, counted from the beginning of a turn.
+            stops: as for `step`.
+
+        Returns:
+            Turns that have ended, by row.
+        """
+        return self._turns(limits, stops, share=_STILL_WRITING)
 
     def anyone(self, busy: bool) -> bool:
         """Whether this process has work left, or, where they must run in step, any process has.
@@ -182,38 +213,65 @@ class Engine(Backend):
         base: Any = self.lm.base
         return getattr(base, "run_backbone", base.base_model)  # the former where weights are in shards
 
-    def _idle(self) -> None:
+    def _over_padding(self) -> Tensor:
+        """The pass of a process that has nothing to do while others run theirs."""
         ids = torch.zeros((1, 1), dtype=torch.long, device=self.lm.device)
-        self.lm.head(self._backbone(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0])
+        return self._backbone(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state[0]
 
-    def _turns(self, limits: Sequence[int], stops: Sequence[str]) -> list[Turn]:
-        rows, sampling = self._rows, self.sampling
-        draws = [_uniforms(sampling.seed, (*row.key, row.turns), n) for row, n in zip(rows, limits, strict=True)]
-        ids: list[list[int]] = [[] for _ in rows]
-        logprobs: list[list[float]] = [[] for _ in rows]
-        stop = ["length"] * len(rows)
-        active = [i for i, limit in enumerate(limits) if limit > 0]
-        while self.anyone(bool(active)):
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _turns(self, limits: Sequence[int], stops: Sequence[str], share: float) -> dict[int, Turn]:
+        """Turns that have ended when no more than a share of the rows is still writing, by row."""
+        with generating(self.lm.hf):
+            ends = self._write(limits, [s for s in stops if s], share)
+        return {i: self._ended(self._rows[i], end) for i, end in ends.items()}
+
+    def _write(self, limits: Sequence[int], stops: Sequence[str], share: float) -> dict[int, str]:
+        rows, seed = self._rows, self.sampling.seed
+        draws = [_uniforms(seed, (*row.key, row.turns), n) for row, n in zip(rows, limits, strict=True)]
+        ends = dict.fromkeys(range(len(rows)), "length")
+        active = [i for i, limit in enumerate(limits) if len(rows[i].written) < limit]
+        few = int(share * len(active))
+        self._catch_up(active)
+        while self.anyone(len(active) > few):
             if not active:
-                self._idle()
+                self.lm.head(self._over_padding())
                 continue
             active, hidden_RD = self._feed(active)
-            uniforms = [float(draws[i][len(ids[i])]) for i in active]
-            chosen, scores = self._draw(self.lm.head(hidden_RD), uniforms)
+            logits_RV = self.lm.head(hidden_RD)
+            chosen, scores = self._draw(logits_RV, [float(draws[i][len(rows[i].written)]) for i in active])
             going = []
             for i, token, score in zip(active, chosen, scores, strict=True):
-                ids[i].append(token)
-                logprobs[i].append(score)
+                row = rows[i]
+                if not math.isfinite(score):
+                    where = f"prompt '{row.name}', rollout {row.key[-1]}, turn {row.turns}, token {len(row.written)}"
+                    raise broken_output(self.lm.hf, where, logits_RV.dtype)
+                row.written.append(token)
+                row.logprobs.append(score)
                 self.append(i, [token])
-                ended = self.ends.at_last(ids[i], stops)
+                ended = self.ends.at_last(row.written, stops)
                 if ended is not None:
-                    stop[i] = ended
-                elif len(ids[i]) < limits[i]:
+                    ends[i] = ended
+                elif len(row.written) < limits[i]:
                     going.append(i)
             active = going
-        for row in rows:
-            row.turns += 1
-        return [self.ends.turn(i, p, s) for i, p, s in zip(ids, logprobs, stop, strict=True)]
+        return {i: end for i, end in ends.items() if i not in active}
+
+    def _ended(self, row: _Row, stop: str) -> Turn:
+        turn = self.ends.turn(row.written, row.logprobs, stop)
+        row.turns, row.written, row.logprobs = row.turns + 1, [], []
+        return turn
+
+    def _catch_up(self, active: Sequence[int]) -> None:
+        """Read what rows were told since their last turn, where others are in the middle of one and have one token."""
+        midway = any(self._rows[i].written for i in active)
+        told = [i for i in active if midway and len(self._rows[i].pending) > 1]
+        if not self.anyone(bool(told)):
+            return
+        if told:
+            self._feed(told, but=1)
+        else:
+            self._over_padding()
 
     def _feed(self, active: Sequence[int], but: int = 0) -> tuple[list[int], Tensor]:
         """Run pending tokens of some rows through the model, the last `but` of each left out.
@@ -231,34 +289,32 @@ class Engine(Backend):
         width = max(take, default=0)
         if width < 1:
             return active, torch.empty((0, 0))
-        ids_RQ = torch.zeros((len(rows), width), dtype=torch.long)
-        mask_RQ = torch.zeros((len(rows), width), dtype=torch.bool)
-        for r, (row, n) in enumerate(zip(rows, take, strict=True)):
-            ids_RQ[r, :n] = torch.tensor(row.pending[:n], dtype=torch.long)
-            mask_RQ[r, :n] = True
+        padded = [row.pending[:n] + [0] * (width - n) for row, n in zip(rows, take, strict=True)]
+        for row, n in zip(rows, take, strict=True):
             row.pending = row.pending[n:]
         device = self.lm.device
-        positions_RQ = slots.reserve(mask_RQ.to(device))
+        ids_RQ, take_R = torch.tensor(padded, device=device), torch.tensor(take, device=device)
+        positions_RQ = slots.reserve(torch.arange(width, device=device) < take_R[:, None])
         out = self._backbone(
-            input_ids=ids_RQ.to(device),
+            input_ids=ids_RQ,
             attention_mask=slots.mask_BC[: len(rows)].long(),
             position_ids=positions_RQ,
             past_key_values=slots.cache,
             use_cache=True,
             return_dict=True,
         )
-        last_R = torch.tensor(take, device=device) - 1
-        return active, out.last_hidden_state[torch.arange(len(rows), device=device), last_R]
+        return active, out.last_hidden_state[torch.arange(len(rows), device=device), take_R - 1]
 
     def _draw(self, logits_RV: Tensor, uniforms: Sequence[float]) -> tuple[list[int], list[float]]:
         s = self.sampling
-        tempered_RV = logits_RV.float() / (s.temperature or 1.0)
         if s.temperature > 0:
-            at = torch.tensor(uniforms, dtype=torch.float64, device=logits_RV.device)
-            chosen_R = draw(logits_RV, at, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k, min_p=s.min_p)
+            at_R = torch.tensor(uniforms, dtype=torch.float64, device=logits_RV.device)
+            chosen_R, logprob_R = draw(
+                logits_RV, at_R, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k, min_p=s.min_p
+            )
         else:
-            chosen_R = logits_RV.argmax(-1)
-        logprob_R = tempered_RV.log_softmax(-1).gather(1, chosen_R[:, None])[:, 0]
+            best_R, chosen_R = logits_RV.float().max(-1)
+            logprob_R = best_R - logits_RV.float().logsumexp(-1)
         return chosen_R.tolist(), logprob_R.tolist()
 
 

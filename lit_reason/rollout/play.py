@@ -41,6 +41,7 @@ class _Dialogue:
     facts: dict[str, int] = field(default_factory=lambda: {"calls": 0, "errors": 0, "cut_observations": 0})
     finished: bool = False  # by the environment's own rules
     over: bool = False
+    start: int | None = None  # where the turn that is under way begins
 
 
 class Player:
@@ -78,27 +79,25 @@ class Player:
 
         Returns:
             `len(tasks) * group` rollouts, ordered by task and then by rollout, those included whose environment or
-            reward failed; one that could not even begin has no tokens.
+            reward failed; one that could not even begin has no tokens. Whether enough are left is the caller's to say.
 
         Raises:
-            UserError: a prompt leaves no room for an answer, or every rollout failed.
+            UserError: a prompt leaves no room for an answer.
         """
         c, engine = self.config, self.engine
         dialogues = self._begin(tasks, seed)
         groups = [dialogues[i : i + c.group] for i in range(0, len(dialogues), c.group)]
         groups = [group for group in groups if any(d.opening is not None for d in group)]
-        if not groups:
-            raise UserError(f"every rollout of the round failed; first: {dialogues[0].failure}")
         prompts = [self._prompt(group) for group in groups]
         with engine.round(policy_version) as held:
             engine.open(prompts, [_name(tasks[group[0].prompt], group[0].prompt) for group in groups])
             engine.fork(c.group)
             live = self._kept([d for group in groups for d in group], lambda d: not d.failure)
-            for turn in tqdm(range(c.max_turns + 1), desc="turns", leave=False, delay=2, disable=not progress):
-                self._turn(live, last=turn == c.max_turns)
-                if not engine.anyone(not all(d.over for d in live)):
-                    break
-                live = self._kept(live, lambda d: not d.over)
+            with tqdm(total=len(live), desc="rollouts", leave=False, delay=2, disable=not progress) as bar:
+                while engine.anyone(bool(live)):
+                    self._turns(live)
+                    bar.update(sum(d.over for d in live))
+                    live = self._kept(live, lambda d: not d.over)
         settled = self._together([partial(self._paid, d, tasks[d.prompt]) for d in dialogues])
         self._together([d.env.close for d in dialogues])
         done = [
@@ -106,8 +105,6 @@ class Player:
             for d, (paid, failure) in zip(dialogues, settled, strict=True)
         ]
         failed = [t for t in done if t.failure]
-        if len(failed) == len(done):
-            raise UserError(f"every rollout of the round failed; first: {failed[0].failure}")
         if failed:
             warnings.warn(
                 f"{len(failed)} of {len(done)} rollouts failed and are left out of the update; first: "
@@ -140,22 +137,25 @@ class Player:
             )
         return ids
 
-    def _turn(self, live: list[_Dialogue], *, last: bool) -> None:
-        """One turn of the model on every live dialogue, and what the environments say to it."""
+    def _turns(self, live: list[_Dialogue]) -> None:
+        """The turns that end next, and what the environments say to them; others are still being written then."""
         c, engine = self.config, self.engine
-        used = [len(engine.ids(i)) for i in range(len(live))]
-        free = [c.total_tokens - n for n in used]
-        ends = [last or n <= c.answer_tokens for n in free]  # this turn is the row's last: what was kept is for it
-        limits = [min(c.turn_tokens, n if end else n - c.answer_tokens) for n, end in zip(free, ends, strict=True)]
-        turns = engine.step(limits, live[0].env.stops if live else ())
-        calls = [partial(_answer, d.env, turn.text) for d, turn in zip(live, turns, strict=True)]
-        for i, (step, failure) in enumerate(self._together(calls)):
-            d, turn = live[i], turns[i]
-            d.marks.append((used[i], turn))
+        for i, d in enumerate(live):
+            d.start = len(engine.ids(i)) if d.start is None else d.start
+        free = [c.total_tokens - (d.start or 0) for d in live]
+        # A dialogue's last turn: what was kept is for it.
+        last = [len(d.marks) == c.max_turns or n <= c.answer_tokens for d, n in zip(live, free, strict=True)]
+        limits = [min(c.turn_tokens, n if end else n - c.answer_tokens) for n, end in zip(free, last, strict=True)]
+        turns = engine.first_turns(limits, live[0].env.stops if live else ())
+        ended = [(i, live[i], turn) for i, turn in turns.items()]
+        answers = self._together([partial(_answer, d.env, turn.text) for _, d, turn in ended])
+        for (i, d, turn), (step, failure) in zip(ended, answers, strict=True):
+            d.marks.append((d.start or 0, turn))
+            d.start = None
             d.ids, d.failure = engine.ids(i), d.failure or failure
             d.terms.append({} if step is None else dict(step.info.get("terms", {"reward": step.reward})))
             d.played.append(PlayedTurn(turn.text, *(("", {}) if step is None else (step.observation, step.info))))
-            d.over = ends[i] or bool(d.failure) or step is None or step.terminated or step.truncated
+            d.over = last[i] or bool(d.failure) or step is None or step.terminated or step.truncated
             if step is None:
                 continue
             d.finished = step.terminated

@@ -30,6 +30,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from lit_reason.errors import UserError
+from lit_reason.rollout.broken_output import broken_output
 from lit_reason.rollout.config import SamplingConfig
 
 _NUCLEUS_GUESS = 1024  # a nucleus is rarely larger, and the likeliest few are found much faster than a full order
@@ -100,9 +101,9 @@ def sample(
         `len(prompts) * config.samples` completions, ordered by prompt and then by sample.
 
     Raises:
-        UserError: a setting is out of range, there is no end token, or a prompt is empty or leaves no room in
-            the model's context. A prompt that leaves too little room is generated up to the end of the
-            context, with a warning.
+        UserError: a setting is out of range, there is no end token, a prompt is empty or leaves no room in
+            the model's context, or the model's output is NaN or infinite. A prompt that leaves too little
+            room is generated up to the end of the context, with a warning.
     """
     _check(config, stop_ids)
     batches = list(_batches(_requests(prompts, config, _context_length(lm.hf)), config.batch_size))
@@ -129,7 +130,7 @@ def sample(
 
 def draw(
     logits_BV: Tensor, uniforms_B: Tensor, *, temperature: float, top_p: float, top_k: int, min_p: float = 0.0
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """One token per row: the one at quantile `uniforms_B` of the row's distribution, in vocabulary order.
 
     Truncation goes as usual: temperature, then the `top_k` likeliest tokens, then the smallest set of
@@ -147,24 +148,31 @@ def draw(
             nucleus is taken; 0 keeps all.
 
     Returns:
-        `int64 [B]` token ids.
+        `int64 [B]` token ids, and `[B]` the log-probability of each before anything was truncated.
     """
     exact = torch.float32 if logits_BV.device.type == "mps" else torch.float64  # mps has no float64
-    scaled_BV = logits_BV.to(exact) / temperature
-    if 0 < top_k < scaled_BV.shape[-1]:
-        last_B1 = scaled_BV.topk(top_k).values[:, -1:]
-        scaled_BV = scaled_BV.masked_fill(scaled_BV < last_B1, -torch.inf)
-    mass_BV = scaled_BV.softmax(-1)
+    scaled_BV = logits_BV.to(exact)
+    mass_BV = whole_BV = (scaled_BV if temperature == 1 else scaled_BV / temperature).softmax(-1)
+    if 0 < top_k < mass_BV.shape[-1]:
+        mass_BV = _among(mass_BV, mass_BV.topk(top_k).values[:, -1:])
     if min_p > 0:
-        mass_BV = mass_BV * (mass_BV >= min_p * mass_BV.amax(-1, keepdim=True))
-        mass_BV = mass_BV / mass_BV.sum(-1, keepdim=True)
+        mass_BV = _among(mass_BV, min_p * mass_BV.amax(-1, keepdim=True))
     if top_p < 1:
         mass_BV = mass_BV * (mass_BV >= _nucleus_floor(mass_BV, top_p))
     cdf_BV = mass_BV.cumsum(-1)
     total_B1 = cdf_BV[:, -1:].contiguous()
     drawn_B1 = torch.searchsorted(cdf_BV, uniforms_B.to(exact)[:, None] * total_B1, right=True)
-    # Rounding may put the quantile on the total mass: the last token that has any is meant then.
-    return drawn_B1.minimum(torch.searchsorted(cdf_BV, total_B1)).squeeze(-1)
+    # Rounding may put the quantile on the total mass: the last token that has any is meant then. In a row of NaN the
+    # token means nothing, but it is one: callers look at the logits.
+    last_B1 = torch.searchsorted(cdf_BV, total_B1).clamp(max=cdf_BV.shape[-1] - 1)
+    drawn_B1 = drawn_B1.minimum(last_B1)
+    return drawn_B1[:, 0], whole_BV.gather(-1, drawn_B1)[:, 0].log()
+
+
+def _among(mass_BV: Tensor, floor_B1: Tensor) -> Tensor:
+    """The distribution among the tokens that are at least so likely."""
+    mass_BV = mass_BV * (mass_BV >= floor_B1)
+    return mass_BV / mass_BV.sum(-1, keepdim=True)
 
 
 def _nucleus_floor(mass_BV: Tensor, top_p: float) -> Tensor:
@@ -202,6 +210,22 @@ def uniforms(seed: int, ids: Sequence[int], stream: int, count: int) -> np.ndarr
     return np.random.default_rng([seed, stream, *words]).random(count)
 
 
+class _Numbers(LogitsProcessor):
+    """Stops at logits that are no numbers, and names the sequence."""
+
+    def __init__(self, hf: Any, batch: Sequence[_Request], prompt_length: int) -> None:
+        self.hf, self.batch, self.prompt_length = hf, batch, prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        sound_B = scores.amax(-1).isfinite()
+        if not bool(sound_B.all()):
+            request = self.batch[int(sound_B.int().argmin())]
+            token = input_ids.shape[1] - self.prompt_length
+            where = f"prompt {request.prompt_index}, sample {request.sample_index}, token {token}"
+            raise broken_output(self.hf, where, scores.dtype)
+        return scores
+
+
 class _Draw(LogitsProcessor):
     """Draws the next token and leaves it as the only one possible, so that greedy search picks it."""
 
@@ -213,7 +237,7 @@ class _Draw(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         c = self.config
         step_B = self.uniforms_BN[:, input_ids.shape[1] - self.prompt_length]
-        chosen_B = draw(scores, step_B, temperature=c.temperature, top_p=c.top_p, top_k=c.top_k, min_p=c.min_p)
+        chosen_B, _ = draw(scores, step_B, temperature=c.temperature, top_p=c.top_p, top_k=c.top_k, min_p=c.min_p)
         return torch.full_like(scores, -torch.inf).scatter(-1, chosen_B[:, None], 0.0)
 
 
@@ -247,7 +271,7 @@ def _generate(
     for row, request in enumerate(batch):
         ids_BP[row, width - len(request.ids) :] = torch.as_tensor(request.ids, dtype=torch.long)
         mask_BP[row, width - len(request.ids) :] = 1
-    processors = LogitsProcessorList()
+    processors = LogitsProcessorList([_Numbers(hf, batch, width)])
     if config.temperature > 0:
         table = np.stack([uniforms(config.seed, r.ids, r.stream, limit) for r in batch])
         table_BN = torch.from_numpy(table).to(torch.float32 if device.type == "mps" else torch.float64)

@@ -7,7 +7,8 @@ import torch
 from made_rollouts import rollout
 
 from lit_reason.core.policy_config import PolicyConfig
-from lit_reason.core.round_rewards import divergence, divergence_paid, length_paid, without_spread
+from lit_reason.core.resampling import without_spread
+from lit_reason.core.round_rewards import divergence, divergence_paid, length_paid
 from lit_reason.errors import UserError
 
 P, Q = [0.5, 0.3, 0.2], [0.2, 0.2, 0.6]  # a policy and a reference over three tokens

@@ -13,6 +13,7 @@ from lit_reason.cli.reason_cli import build
 from lit_reason.core.metrics_log import read_metrics
 from lit_reason.core.run_folder import run_folder
 from lit_reason.envs.ladder import Ladder
+from lit_reason.errors import UserError
 from lit_reason.rollout.trajectory import read_ledger
 from lit_reason.tasks import chain
 from lit_reason.tasks.student import write_student
@@ -85,3 +86,39 @@ def test_a_run_whose_rollouts_are_all_cut_off_changes_nothing_and_goes_on(folder
     start.configure_model()
     for before, after in zip(start.lm.parameters(), cli.model.lm.parameters(), strict=True):
         assert torch.equal(before, after)
+
+
+class Shaky(Ladder):
+    """A ladder whose every rollout fails to begin in some attempts of a round; it pays nothing, so none has spread."""
+
+    def __init__(self, broken: list[int]) -> None:
+        super().__init__([" a", " b"], ["1", "2"], rungs=2, rung_reward=0.0, outcome_reward=0.0, coin_reward=0.0)
+        self.broken = broken
+
+    def reset(self, task, seed, rollout=0):
+        if seed % 3 in self.broken:  # of a run with two attempts after the first
+            raise OSError(f"no browser, attempt {seed % 3}")
+        return super().reset(task, seed, rollout)
+
+
+def shaky(folder, broken):
+    return run(
+        folder, "smoke/grpo", f"--data.env={{class_path: test_failed_rollouts.Shaky, init_args: {{broken: {broken}}}}}",
+        "--model.policy.resample=2", "--trainer.max_steps=1", "--data.batch_rows=2",
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*rollouts failed")
+@pytest.mark.parametrize(("broken", "replaced"), [([1], 1.0), ([0, 1], 1.0), ([1, 2], 0.0)])
+def test_an_attempt_that_fails_counts_as_one_and_the_run_goes_on(folder, broken, replaced):
+    metrics = read_metrics(run_folder(shaky(folder, broken).trainer) / "metrics.csv")
+    assert metrics.last("train/resampled") == replaced
+    assert metrics.last("train/failed") == pytest.approx(len(broken) / 3)  # of all that were played
+    assert metrics.last("train/turns") == 2.0  # of those that count
+
+
+@pytest.mark.filterwarnings("ignore:.*rollouts failed")
+def test_a_round_without_any_rollout_says_how_many_failed_and_why(folder):
+    wanted = r"all 48 rollouts .* in 3 attempts \(policy.resample is 2\): 16 times OSError: no browser, attempt 0; 16"
+    with pytest.raises(UserError, match=wanted):
+        shaky(folder, [0, 1, 2])

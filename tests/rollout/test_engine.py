@@ -13,6 +13,7 @@ from rigged_model import WORDS, chain_llama, ids_of, random_llama, word_tokenize
 from lit_reason.errors import UserError
 from lit_reason.models.config import ModelConfig
 from lit_reason.models.language_model import LanguageModel
+from lit_reason.rollout.broken_output import broken_output
 from lit_reason.rollout.config import SamplingConfig
 from lit_reason.rollout.engine import Engine
 from lit_reason.rollout.kv_slots import KVSlots
@@ -177,6 +178,77 @@ def test_a_row_without_room_writes_nothing(limits):
         start = len(PROMPTS[i]) + limits[i]
         expected = alone(run.lm.hf, run.ids(i))[start - 1 :]
         torch.testing.assert_close(torch.tensor(again[i].logprobs), expected, rtol=0, atol=2e-6)
+
+
+def test_turns_that_have_ended_are_answered_while_others_go_on():
+    told, limits, turns = [[3, 4, 5], [6], [7, 8]], [2, 9, 3], 3
+
+    def by_waves(run):
+        """Turns of each row, and the rows of each pass."""
+        rows = []
+        run.lm.base.base_model.register_forward_pre_hook(
+            lambda module, args, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True
+        )
+        found = [[] for _ in PROMPTS]
+        while any(len(turns_of) < turns for turns_of in found):
+            begun = [n * (len(f) < turns) for n, f in zip(limits, found, strict=True)]
+            for i, turn in run.first_turns(begun).items():
+                if len(found[i]) < turns:
+                    found[i].append(turn)
+                    run.append(i, told[i])
+        return found, rows
+
+    run = engine(stop_ids=(99,))
+    run.open(PROMPTS)
+    found, rows = by_waves(run)
+    plain = engine(stop_ids=(99,))
+    plain.open(PROMPTS)
+    for k in range(turns):
+        for i, turn in enumerate(plain.step(limits)):
+            assert found[i][k].ids == turn.ids  # when a turn was written, and beside whom, changes nothing
+            plain.append(i, told[i])
+    for i in range(3):
+        at = len(PROMPTS[i])
+        for turn in found[i]:
+            expected = alone(run.lm.hf, run.ids(i))[at - 1 : at - 1 + len(turn.ids)]
+            torch.testing.assert_close(torch.tensor(turn.logprobs), expected, rtol=0, atol=2e-6)
+            at += len(turn.ids) + len(told[i])
+    longest = turns * max(limits)
+    assert sum(shape[1] == 1 for shape in rows) <= longest  # nobody waited for the longest turn of each round
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_an_output_that_is_no_number_names_its_place_and_its_cause(temperature):
+    run = engine(temperature=temperature, stop_ids=(99,))
+    run.open(PROMPTS, ["x", "y", "z"])
+    run.fork(2)
+    run.step([2] * 6)
+    weight = run.lm.base.model.layers[1].mlp.up_proj.weight
+    with torch.no_grad():
+        weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"prompt 'x', rollout 0, turn 1, token 0: .* first of them model.layers.1.mlp"):
+        run.step([2] * 6)
+    with torch.no_grad():
+        weight.fill_(1e308)
+    run.open(PROMPTS)
+    with pytest.raises(UserError, match="its weights are finite, but its activations are not"):
+        run.step([2] * 3)
+
+
+def test_an_overflow_of_half_precision_is_told_from_divergence():
+    said = str(broken_output(torch.nn.Linear(2, 2), "here", torch.float16))
+    assert said.startswith("here: ") and "float16 ends at 65504" in said and "diverged" not in said
+
+
+def test_a_round_lays_matrices_out_for_decoding_and_back_again():
+    run = engine(random_llama().float())
+    weights = {name: (p, p.data.clone(), p.stride()) for name, p in run.lm.hf.named_parameters()}
+    with pytest.raises(RuntimeError, match="stop"), run.round(0):
+        for name, (p, before, stride) in weights.items():
+            assert torch.equal(p, before)
+            assert (p.stride() != stride) == ("proj" in name or "lm_head" in name), name
+        raise RuntimeError("stop")
+    assert all(p.stride() == stride and torch.equal(p, before) for p, before, stride in weights.values())
 
 
 def test_an_end_token_is_part_of_the_turn_but_not_of_its_text():

@@ -231,8 +231,8 @@ def test_an_environment_that_fails_costs_one_rollout(tokenizer, observations):
     assert [t.failure for t in done] == [
         "OSError: the disk is gone", "no answer within 0.5 s", "ValueError: no verdict", ""]  # fmt: skip
     assert done[3].outcome == 10.0
-    with pytest.raises(UserError, match="every rollout of the round failed; first: OSError"):
-        play(tokenizer, observations, [["so <end>"]], env=Broken, tasks=tasks[:1])
+    (alone,) = play(tokenizer, observations, [["so <end>"]], env=Broken, tasks=tasks[:1])  # the caller's to judge
+    assert alone.failure == "OSError: the disk is gone"
 
 
 def test_a_prompt_without_room_is_refused(tokenizer, observations):
@@ -308,8 +308,6 @@ def test_a_reward_that_cannot_be_paid_costs_its_rollout_and_no_other(tokenizer, 
         "raised KeyError: 'unheard of'", "",
     ]  # fmt: skip
     assert done[-1].outcome == 3.0
-    with pytest.raises(UserError, match="every rollout of the round failed; first: RewardError: reward 'mood'"):
-        rewarded(tokenizer, observations, script[:1], {"mood": 1.0}, [{"question": "nan"}])
 
 
 class Unsteady(Counting):

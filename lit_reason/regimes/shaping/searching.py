@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from lit_reason.core.resampling import refuse_without_rollouts
 from lit_reason.core.run_folder import run_folder
+from lit_reason.core.schedules import schedule_of
 from lit_reason.errors import UserError
 from lit_reason.regimes.shaping.held_out import FIRST_SEED, by_prompt, halves, objective
 from lit_reason.regimes.shaping.inner_runs import InnerRuns
@@ -53,8 +56,9 @@ class Searching(Base):
         """As ever, but that each inner run has a schedule of its own."""
         made = super().configure_optimizers()
         if self.inner is not None:
-            inner, config = self.inner, self.optim_config
-            made["lr_scheduler"]["scheduler"] = LambdaLR(made["optimizer"], lambda step: inner.lr_factor(step, config))
+            shapes = [schedule_of(group, self.optim_config) for group in made["optimizer"].param_groups]
+            factors: list[Any] = [partial(self.inner.lr_factor, config=shape) for shape in shapes]
+            made["lr_scheduler"]["scheduler"] = LambdaLR(made["optimizer"], factors)
         return made
 
     def on_train_start(self) -> None:
@@ -103,6 +107,7 @@ class Searching(Base):
         sampling = dataclasses.replace(self.sampling, seed=FIRST_SEED + self.sampling.seed + seed)
         player = self.player(sampling, dataclasses.replace(self.dialogue, group=config.eval_group))
         rollouts = player.play(own, policy_version=self.trainer.global_step)
+        refuse_without_rollouts(rollouts)
         kls = self._kl(rollouts) if config.kl else [0.0] * len(rollouts)
         sound = [(t, kl) for t, kl in zip(rollouts, kls, strict=True) if not t.failure and tasks[rank::world]]
         figures = {
