@@ -203,6 +203,10 @@ class ReasonCLI(LightningCLI):
             for note in dropped_settings(given, self.recipe_schema()):
                 print(f"lit-reason: note: {note}", file=sys.stderr)
 
+    def _dump_config(self) -> None:
+        """Settings for a class that calls `save_hyperparameters`. Lightning writes YAML and reads it again for that."""
+        self.config_dump = self.config.as_dict()  # a fifth of the time that it takes to build a run
+
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; what a class refuses with a UserError comes through as that."""
         try:
