@@ -28,7 +28,7 @@ from lit_reason.rewards.dialogue import Dialogue
 
 ARMS = {"sparse": ("final",), "shap": ("shap",), "mix": ("final", "uniform", "shap")}
 SEEDS, STEPS, EVERY, RATE = (0,), 20, 10, 1e-3
-SEARCH = {"trials": 3, "initial": 2, "rounds": 8, "final_rounds": STEPS, "reruns": 0, "kl": 0.0, "stop_early": "null"}
+SEARCH = {"trials": 3, "initial": 2, "rounds": 8, "final_rounds": STEPS, "reruns": 0, "kl": 0.0}
 TRAIN = (
     "rain bread gravity music money sleep a river a lighthouse electricity paper friendship an engine glass "
     "a library winter salt democracy a bicycle coffee dreams a calendar medicine fire a bridge"

@@ -108,22 +108,25 @@ def posterior(
 
 
 def _process(points_NK: Tensor, value_N: Tensor, variance_N: Tensor) -> Any:
-    """SingleTaskGP with a Matern-5/2 kernel and the observed noise.
+    """SingleTaskGP with a Matern-5/2 kernel, the observed noise, and noise on top of it whose size is fitted.
 
+    What is observed is how far held-out answers scatter. Two inner runs with the same weights and other draws scatter
+    more; without noise for that, the kernel takes the difference of neighbours for detail of the objective.
     One length scale for all weights: one for each is more than some twenty trials can tell.
     """
     from botorch.fit import fit_gpytorch_mll
     from botorch.models import SingleTaskGP
     from botorch.models.transforms import Standardize
     from botorch.models.utils.gpytorch_modules import get_matern_kernel_with_gamma_prior
+    from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
     from gpytorch.mlls import ExactMarginalLogLikelihood
 
     spread = float(value_N.var()) if len(value_N) > 1 else 0.0
-    noise_N = variance_N.clamp(min=max(LEAST_NOISE * spread, 1e-8))
+    noise_N = variance_N.clamp(min=max(LEAST_NOISE * spread, 1e-8)) / (spread or 1.0)  # of standardised values
     process = SingleTaskGP(
         points_NK,
         value_N[:, None],
-        noise_N[:, None],
+        likelihood=FixedNoiseGaussianLikelihood(noise_N, learn_additional_noise=True),
         covar_module=get_matern_kernel_with_gamma_prior(1),
         outcome_transform=Standardize(1),
     )

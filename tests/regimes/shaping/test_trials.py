@@ -97,6 +97,17 @@ def test_the_order_of_the_explainers_does_not_matter():
     torch.testing.assert_close(again, (mean, deviation), rtol=0, atol=0.01)
 
 
+def test_inner_runs_that_scatter_more_than_their_answers_are_not_taken_for_detail():
+    """Pairs at one point that differ by 20 standard errors of their answers, on a plain slope."""
+    pytest.importorskip("botorch", reason="the extra shaping is not installed")
+    points = sobol_points(8, 3, 0).repeat(2, 1)
+    slope = 4 * points[:, 0]
+    values = slope + torch.tensor([0.5] * 8 + [-0.5] * 8).double()
+    mean, deviation = surrogate.posterior(points, values, torch.full((16,), 0.05**2).double(), points[:8])
+    torch.testing.assert_close(mean, slope[:8], rtol=0, atol=0.5)
+    assert deviation.min() > 0.1  # two answers at a point tell its mean to within 0.35, not to within 0.035
+
+
 def test_the_choice_is_by_the_posterior_mean_and_not_by_the_luckiest_observation():
     pytest.importorskip("botorch", reason="the extra shaping is not installed")
     line = torch.linspace(0, 1, 9)
