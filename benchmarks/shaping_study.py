@@ -33,7 +33,7 @@ SEARCHES = {
     for propose in ("bayes", "random")
 }
 ARMS = (*FIXED, "equal", *SEARCHES)
-RATES = (1e-2, 3e-2, 1e-1, 3e-1)
+RATES = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SWEEP_SEEDS, SEEDS = (100, 101), (0, 1, 2, 3, 4)
 STEPS, EVERY, WINDOW = 16, 4, 5
 SEARCH = {"trials": 5, "initial": 3, "reruns": 0, "kl": 0.05}
@@ -259,6 +259,7 @@ def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
             "seeds": len(runs),
             "lr": runs[0]["lr"],
             "end": interval([ended(r) for r in runs]),
+            "worst": min(map(ended, runs)),
             "final_score": interval([r["checks"][-1]["score"] for r in runs]),
             "final_kl": statistics.fmean(r["checks"][-1]["kl"] for r in runs),
             "score_at_kl": [len(at_kl), statistics.fmean(at_kl) if at_kl else None],

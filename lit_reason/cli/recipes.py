@@ -128,7 +128,9 @@ def _hint(name: str, known: dict[str, Path]) -> str:
 
 def header_problems(recipe: Recipe) -> list[str]:
     """What a recipe's header lacks, one line a problem; empty when it is complete."""
-    lacks = [f"{recipe.name}: the header has no {field}" for field in ("purpose", *FIELDS) if not getattr(recipe, field)]
+    lacks = [
+        f"{recipe.name}: the header has no {field}" for field in ("purpose", *FIELDS) if not getattr(recipe, field)
+    ]
     if recipe.purpose and not recipe.purpose.endswith("."):
         lacks.append(f"{recipe.name}: the first line is no whole sentence, and `lit-reason list` shows that line alone")
     return lacks

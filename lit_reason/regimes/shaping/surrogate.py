@@ -1,7 +1,7 @@
 """The outer problem's Gaussian process, by BoTorch (extra `shaping`), which is imported here alone.
 
-The process sees all K weights of a point, though K - 1 say it all: to a kernel of K - 1, weight that moves to or from the
-last explainer moves less than between two others, and what is found depends on the order of the explainers.
+The process sees all K weights of a point, though K - 1 say it all: to a kernel of K - 1, weight that moves to the last
+explainer moves less than between two others, and what is found depends on the order of the explainers.
 
 Shape letters: N evaluated points, K weights.
 """
