@@ -206,8 +206,8 @@ def check_gguf(layers: Sequence[int], names: Sequence[str], one_token: bool = Tr
         )
     if not one_token:
         raise UserError(
-            "a GGUF control vector has one token, and these directions cover several: set direction.segment to token or "
-            "mean and direction.method to another than act_add, or leave model.gguf out"
+            "a GGUF control vector has one token, and these directions cover several: set direction.segment to token "
+            "or mean and direction.method to another than act_add, or leave model.gguf out"
         )
     for name in names:
         if Path(name).name != name:
