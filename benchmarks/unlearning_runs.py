@@ -339,6 +339,7 @@ def draw(arms: Runs, path: Path) -> None:
     curve.set(
         yscale="log", xlabel="epoch", ylabel="nats a token", title="Loss of the sets, seed 0: forget; retain dotted"
     )
+    curve.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*parts.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
