@@ -180,10 +180,10 @@ def pairs(model: Path | str, out: Path) -> None:
         )
 
 
-def train(name: str, start: Path | str, out: Path, settings: dict[str, Any]) -> Path:
+def train(name: str, start: Path | str, out: Path) -> Path:
     """Rounds of the recipe from a model, with the accuracy on every kind of pair after each."""
     kinds = json.dumps({kind: str(out / f"{kind}.jsonl") for kind in WATCHED})
-    given = {**SIZE, **settings, "data.train_file": out / "train.jsonl", "data.pairs_file": kinds}
+    given = {**SIZE, "data.train_file": out / "train.jsonl", "data.pairs_file": kinds}
     given |= {"trainer.num_sanity_val_steps": 0, "trainer.enable_progress_bar": "false"}
     return command(out, name, "fit", "--config", RECIPE, *model_at(start, out), *options(given))
 
@@ -209,7 +209,7 @@ def policy(name: str, path: Path | str, out: Path) -> Path:
 
 @torch.no_grad()
 def baselines(model: Path, out: Path) -> dict[str, Any]:
-    """Accuracy on the same pairs of length, of likelihood under the untouched model, and of rewards untrained."""
+    """Accuracy on the watched pairs of length, likelihood under the untouched model, and rewards untrained."""
     path = out / "baselines.json"
     if path.is_file():
         return json.loads(path.read_text())
@@ -219,7 +219,7 @@ def baselines(model: Path, out: Path) -> dict[str, Any]:
     head_DH = torch.randn(lm.head.weight.shape[1], HEADS, generator=torch.Generator().manual_seed(0))
     found: dict[str, Any] = {}
     known: dict[bytes, dict[str, torch.Tensor]] = {}  # the same solution is in pairs of every kind
-    for kind in KINDS:
+    for kind in WATCHED:
         files = {kind: str(out / f"{kind}.jsonl")}
         held = read_pairs(files, renderer, max_length=256, limit=HELD_OUT, max_bad_rows=0)
         for row in (row for pair in held for row in (pair.chosen, pair.rejected)):
@@ -269,19 +269,20 @@ def main() -> None:
     parser.add_argument("--gsm8k", type=Path, required=True, help="GSM8K's train.jsonl")
     parser.add_argument("--model", type=Path, required=True, help="folder or .gguf file of SmolLM2-135M-Instruct")
     parser.add_argument("--out", type=Path, default=Path("runs/irl-smollm2"))
+    parser.add_argument("--policy", action="store_true", help="also answer problems with the policy, before and after")
     args = parser.parse_args()
     out, model = args.out.resolve(), args.model.resolve()
     torch.set_num_threads(1)
     prepare(args.gsm8k, out)
     pairs(model, out)
-    run = train("rounds", model, out, {})
+    steps = {"answers of the untouched policy": out / "answers", "rounds": train("rounds", model, out)}
+    steps["evaluate"] = judge("evaluate", steps["rounds"] / "run" / "reward", model, out)
     found: dict[str, Any] = {"settings": SIZE, "baselines": baselines(model, out)}
-    steps = {"answers of the untouched policy": out / "answers", "rounds": run}
-    steps["policy before"] = policy("policy-before", model, out)
-    steps["policy after"] = policy("policy-after", run / "run" / "export", out)
-    steps["evaluate"] = judge("evaluate", run / "run" / "reward", model, out)
-    found["steps"] = {name: {**json.loads((f / "cost.json").read_text()), **history(f)} for name, f in steps.items()}
+    if args.policy:
+        steps["policy before"] = policy("policy-before", model, out)
+        steps["policy after"] = policy("policy-after", steps["rounds"] / "run" / "export", out)
     found["pairs"] = json.loads((out / "pairs.json").read_text())
+    found["steps"] = {name: {**json.loads((f / "cost.json").read_text()), **history(f)} for name, f in steps.items()}
     print(record("irl_smollm2", found, command=COMMAND))
 
 
