@@ -283,7 +283,7 @@ def main() -> None:
         steps["policy after"] = policy("policy-after", steps["rounds"] / "run" / "export", out)
     found["pairs"] = json.loads((out / "pairs.json").read_text())
     found["steps"] = {name: {**json.loads((f / "cost.json").read_text()), **history(f)} for name, f in steps.items()}
-    print(record("irl_smollm2", found, command=COMMAND))
+    print(record("irl_smollm2", found, command=COMMAND + " --policy" * args.policy))
 
 
 if __name__ == "__main__":
