@@ -93,7 +93,8 @@ class Player:
             engine.open(prompts, [_name(tasks[group[0].prompt], group[0].prompt) for group in groups])
             engine.fork(c.group)
             live = self._kept([d for group in groups for d in group], lambda d: not d.failure)
-            with tqdm(total=len(live), desc="rollouts", leave=False, delay=2, disable=not progress) as bar:
+            off = None if progress else True  # None: a bar on a terminal, none in a log
+            with tqdm(total=len(live), desc="rollouts", leave=False, delay=2, disable=off) as bar:
                 while engine.anyone(bool(live)):
                     self._turns(live)
                     bar.update(sum(d.over for d in live))
