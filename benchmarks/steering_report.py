@@ -204,7 +204,7 @@ def draw(tables: dict[str, list[dict[str, Any]]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(tables), figsize=(3.9 * len(tables), 4.4), squeeze=False)
+    figure, panels = pyplot.subplots(1, len(tables), figsize=(3.9 * len(tables), 3.9), squeeze=False)
     methods = [m for m in NAMES if any(row["method"] == m for rows in tables.values() for row in rows)]
     for axes, (target, rows) in zip(panels[0], tables.items(), strict=True):
         for row in rows:
@@ -216,12 +216,12 @@ def draw(tables: dict[str, list[dict[str, Any]]], path: Path) -> None:
             axes.errorbar(row["perplexity"], value["value"], spread, fmt=marker, color=colour, capsize=3, label=label)
         wanted = "share that ended within the limit" if target in STYLES else "share judged as wanted"
         axes.set(title=f"steered to {target}", xlabel="perplexity under the unsteered model", ylabel=wanted)
-        axes.set_ylim(0, max(0.7, *(row["success"]["high"] + 0.05 for row in rows)))
+        axes.set_ylim(0, max(0.6, *(row["success"]["high"] + 0.05 for row in rows)))
         if target not in STYLES:
             axes.axhline(1 / len(TOPICS), color="lightgrey", zorder=0)
     most = max(panels[0], key=lambda axes: len(axes.get_legend_handles_labels()[1]))
-    figure.legend(*most.get_legend_handles_labels(), ncols=3, fontsize=8, frameon=False, loc="lower center")
-    figure.tight_layout(rect=(0, 0.06 + 0.05 * -(-len(methods) // 3), 1, 1))
+    figure.legend(*most.get_legend_handles_labels(), ncols=4, fontsize=8, frameon=False, loc="lower center")
+    figure.tight_layout(rect=(0, 0.02 + 0.045 * -(-len(methods) // 4), 1, 1))
     figure.savefig(path, metadata={"Date": None})
 
 
@@ -251,9 +251,15 @@ def markdown(result: dict[str, Any]) -> str:
             cells = [NAMES[row["against"]], listing(row["seeds"]), span(row["as run"], "+")]
             lines.append("| " + " | ".join([*cells, span(level, "+") if level else ""]) + " |")
     for row in result["sums"]:
-        shares = [f"{name}: {span(row[name])}" for name in row if isinstance(row[name], dict)]
-        cells = [row["prompts"], row["added"], listing(row["seeds"]), row["texts"], *shares, f"{row['perplexity']:.1f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        both = [name for name in row if isinstance(row[name], dict)]
+        if row["added"] == "nothing":
+            lines += [
+                "",
+                f"| added | seeds | texts | {both[0]}, % | {both[1]}, % | perplexity |",
+                "|---|---|---|---|---|---|",
+            ]
+        cells = [row["added"], listing(row["seeds"]), row["texts"], *(span(row[name]) for name in both)]
+        lines.append("| " + " | ".join(map(str, [*cells, f"{row['perplexity']:.1f}"])) + " |")
     return "\n".join(lines)
 
 
