@@ -179,7 +179,10 @@ def sums(cells: Sequence[Cell]) -> list[dict[str, Any]]:
                 if (c["kind"], c["target"], c["prompts"], c["method"]) == ("sum", added, prompts, method)
             ]
             seeds = [c["seed"] for c in cells if (c["kind"], c["target"], c["prompts"]) == ("sum", target, prompts)]
-            there = there or [bare[s] for s in seeds if s in bare]
+            if not added:
+                there = [bare[s] for s in seeds if s in bare]
+            if not there:
+                continue  # still to be run
             row = {
                 "added": added or "nothing",
                 "prompts": prompts,
