@@ -51,6 +51,11 @@ class DirectionConfig:
     cap: int = 2000
     contrast: dict[str, list[str]] = field(default_factory=dict)
 
+    @property
+    def one_token(self) -> bool:
+        """Whether a direction is one vector, and not several laid over a prompt."""
+        return self.segment != "concat" and self.method != "act_add"
+
 
 @dataclass(frozen=True)
 class SteerConfig:

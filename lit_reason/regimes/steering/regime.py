@@ -79,14 +79,11 @@ class SteeringRegime(Regime):
             self.directions = self.collection.find(self.lm, self.tokenizer, self._data, self.layers)
         return self.directions
 
-    # ---- fit ----
-
     def on_fit_start(self) -> None:
         """Refuse a control vector that could not be written, before anything is read."""
         super().on_fit_start()
         if self.gguf:
-            one_token = self.direction.segment != "concat" and self.direction.method != "act_add"
-            check_gguf(self.layers, self._data.classes, one_token)
+            check_gguf(self.layers, self._data.classes, self.direction.one_token)
 
     def training_step(self, batch: LabelledPack, batch_idx: int) -> torch.Tensor:
         """Read some texts: their features go to the collection, their likelihood to the log."""
@@ -113,8 +110,6 @@ class SteeringRegime(Regime):
         super().on_load_checkpoint(checkpoint)
         self.collection.bank.merge(checkpoint["features"])
 
-    # ---- validate: is the probe to be trusted? ----
-
     def on_validation_epoch_start(self) -> None:
         """Have a probe, of what is collected so far."""
         if not self.trainer.sanity_checking:
@@ -136,8 +131,6 @@ class SteeringRegime(Regime):
         super().on_validation_epoch_end()
         if not self.trainer.sanity_checking:
             self.log_dict({f"val/{name}": value for name, value in self.probe_meter.compute().items()}, batch_size=1)
-
-    # ---- test and predict ----
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Try every direction at every strength on the prompts, and write `steering.json` and `steering.html`."""
