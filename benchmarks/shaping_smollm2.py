@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.record import record
-from benchmarks.shaping_study import read
+from benchmarks.shaping_runs import arguments, fit, read, watch
 from lit_reason.rewards.dialogue import Dialogue
 
 ARMS = {"sparse": ("final",), "shap": ("shap",), "mix": ("final", "uniform", "shap")}
@@ -92,55 +92,10 @@ def options(run: Run, folder: Path, model: str) -> list[str]:
         "data.val_file": str(folder / "val.jsonl"),
         "data.batch_rows": 2,
         "data.val_count": len(things(f"{SEARCHED} {TEST}")),
-        "trainer.callbacks": "null",
-        "trainer.logger": "false",
-        "trainer.enable_checkpointing": "false",
         "trainer.enable_progress_bar": "false",
-        "trainer.default_root_dir": str(folder / "work" / f"{run.arm}-{run.seed}-{time.time_ns()}"),
     }
-    if len(ARMS[run.arm]) > 1:
-        given |= {f"model.search.{name}": value for name, value in {**SEARCH, "seed": run.seed}.items()}
-    else:
-        given |= {"model.search": "null", "trainer.max_steps": STEPS}
-    return [f"--{name}={value}" for name, value in given.items()]
-
-
-def watch() -> Any:
-    """A callback that keeps the reward and the cost of each step, and the answers to the test prompts now and then."""
-    from lightning.pytorch import Callback
-
-    class Watch(Callback):
-        def __init__(self) -> None:
-            self.steps: list[dict[str, float]] = []
-            self.checks: list[dict[str, Any]] = []
-            self.calls = 0.0
-
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            pay = pl_module.token_rewards.pay
-
-            def paid(rollouts: Any, weights: Any) -> Any:
-                found, figures = pay(rollouts, weights)
-                self.calls += sum(figures["reward_calls"])
-                self.score = statistics.fmean(figures["score"])
-                return found, figures
-
-            pl_module.token_rewards.pay = paid
-
-        def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            if not self.checks:
-                self.checks.append({"step": 0, **tested(pl_module)})
-
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            inner = pl_module.inner
-            final = inner is None or (inner.trial is not None and inner.trial.kind == "final")
-            number = trainer.global_step - (inner.began_at if inner else 0)
-            cost = {"calls": self.calls, "cpu": time.process_time()}
-            self.steps.append({"final": final, "reward": self.score, **cost})
-            print(f"  {trainer.global_step} {'' if final else '(search) '}{self.score:.3f}", flush=True)
-            if final and number % EVERY == 0:
-                self.checks.append({"step": number, **tested(pl_module)})
-
-    return Watch()
+    search = {**SEARCH, "seed": run.seed} if len(ARMS[run.arm]) > 1 else None
+    return arguments(given, search, STEPS, folder / "work" / f"{run.arm}-{run.seed}")
 
 
 def tested(model: Any) -> dict[str, Any]:
@@ -161,20 +116,10 @@ def tested(model: Any) -> dict[str, Any]:
 
 def train(run: Run, folder: Path, model: str) -> dict[str, Any]:
     """Train, and what came of it."""
-    from lit_reason.cli.reason_cli import build
-    from lit_reason.cli.runs import quiet
-
-    with quiet():
-        cli = build("fit", ["--config", "shaping/smollm2-shap-bo", *options(run, folder, model)])
-        seen = watch()
-        cli.trainer.callbacks.append(seen)
-        began = time.process_time()
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    steps = [{**s, "cpu": s["cpu"] - began} for s in seen.steps]
-    inner = cli.model.inner
-    weights = list(inner.trial.weights) if inner is not None else list(cli.model.weights)
-    trials = [asdict(trial) for trial in inner.trials()] if inner is not None else []
-    return {**asdict(run), "steps": steps, "checks": seen.checks, "weights": weights, "trials": trials}
+    seen = watch(tested, EVERY, first=True, told=True)
+    trained, found = fit("shaping/smollm2-shap-bo", options(run, folder, model), seen)
+    trials = [asdict(trial) for trial in trained.inner.trials()] if trained.inner is not None else []
+    return {**asdict(run), **found, "trials": trials}
 
 
 def interval(values: list[float]) -> list[float]:

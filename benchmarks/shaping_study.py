@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.lowrank_study import interval
 from benchmarks.record import record
+from benchmarks.shaping_runs import arguments, fit, read, watch
 
 FIXED = ("final", "uniform", "attention", "prefix", "shap", "lime")
 MIXED = ("final", "uniform", "attention", "shap")  # the explainers of the equal mix and of both searches
@@ -105,50 +106,10 @@ def options(run: Run, folder: Path) -> list[str]:
         "model.policy.entropy": 0.02,
         "data.env.words": json.dumps(WORDS),
         "data.val_count": 32,
-        "trainer.callbacks": "null",
-        "trainer.logger": "false",
-        "trainer.enable_checkpointing": "false",
-        "trainer.default_root_dir": str(folder / "work" / f"{run.arm}-{run.lr}-{run.seed}-{time.time_ns()}"),
     }
-    if run.arm in SEARCHES:
-        search = {**SEARCH, **SEARCHES[run.arm], "final_rounds": STEPS, "seed": run.seed}
-        given |= {f"model.search.{name}": value for name, value in search.items()}
-    else:
-        given |= {"model.search": "null", "trainer.max_steps": STEPS}
-    return [f"--{name}={value}" for name, value in given.items()]
-
-
-def watch() -> Any:
-    """A callback that keeps the reward and the cost of each step, and score and divergence every few steps."""
-    from lightning.pytorch import Callback
-
-    class Watch(Callback):
-        def __init__(self) -> None:
-            self.steps: list[dict[str, float]] = []
-            self.checks: list[dict[str, float]] = []
-            self.calls = 0.0
-
-        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-            pay = pl_module.token_rewards.pay
-
-            def paid(rollouts: Any, weights: Any) -> Any:
-                found, figures = pay(rollouts, weights)
-                self.calls += sum(figures["reward_calls"])
-                self.score = statistics.fmean(figures["score"])
-                return found, figures
-
-            pl_module.token_rewards.pay = paid
-
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-            inner = pl_module.inner
-            final = inner is None or (inner.trial is not None and inner.trial.kind == "final")
-            number = trainer.global_step - (inner.began_at if inner else 0)
-            cost = {"calls": self.calls, "cpu": time.process_time()}
-            self.steps.append({"final": final, "reward": self.score, **cost})
-            if final and number % EVERY == 0:
-                self.checks.append({"step": number, **held_out(pl_module)})
-
-    return Watch()
+    own = SEARCHES.get(run.arm)
+    search = None if own is None else {**SEARCH, **own, "final_rounds": STEPS, "seed": run.seed}
+    return arguments(given, search, STEPS, folder / "work" / f"{run.arm}-{run.lr}-{run.seed}")
 
 
 def held_out(model: Any) -> dict[str, float]:
@@ -162,19 +123,8 @@ def held_out(model: Any) -> dict[str, float]:
 
 def train(run: Run, folder: Path, more: Sequence[str] = ()) -> dict[str, Any]:
     """Train, with more options where given, and what came of it."""
-    from lit_reason.cli.reason_cli import build
-    from lit_reason.cli.runs import quiet
-
-    with quiet():
-        cli = build("fit", ["--config", "shaping/tiny-shap-bo", *options(run, folder), *more])
-        seen = watch()
-        cli.trainer.callbacks.append(seen)
-        began = time.process_time()
-        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-    steps = [{**s, "cpu": s["cpu"] - began} for s in seen.steps]
-    inner = cli.model.inner
-    weights = list(inner.trial.weights) if inner is not None else list(cli.model.weights)
-    return {**asdict(run), "steps": steps, "checks": seen.checks, "weights": weights}
+    seen = watch(held_out, EVERY)
+    return {**asdict(run), **fit("shaping/tiny-shap-bo", [*options(run, folder), *more], seen)[1]}
 
 
 def work(done: list[dict[str, Any]]) -> Iterator[Run]:
@@ -272,17 +222,6 @@ def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
             "weights": [[round(w, 2) for w in r["weights"]] for r in runs] if arm in SEARCHES else None,
         }
     return {"swept": sweep, "start": start, "goal": goal, "kl": kl, "rows": rows}
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Finished runs; a line that a kill broke off is no run."""
-    found = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
 
 
 def main() -> None:
