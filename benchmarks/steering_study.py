@@ -34,7 +34,7 @@ from lit_reason.steering.hook import SteeringHook
 from lit_reason.steering.judge import WordJudge
 from lit_reason.steering.trial import generate, perplexity
 
-TASK_OF = {"food": "topics", "sports": "topics", "concise": "style"}
+TASK_OF = {**dict.fromkeys(("food", "sports", "law", "science"), "topics"), "concise": "style"}
 METHODS = ["confident", "same_count", "mean_difference"]
 MORE_METHODS = ["probe_weight", "mean", "caa", "act_add", "random"]
 LAYERS = [2, 6, 10, 14, 18, 22, 26]
@@ -176,21 +176,18 @@ def summing(first: str, second: str, method: str, seeds: range) -> Iterator[Cell
 
 def plan() -> Iterator[Cell]:
     """Cells in the order of what they tell."""
-    three, one = range(3), range(1)
-    for target in ("food", "sports"):
+    seeds = range(3)
+    for target in ("food", "sports", "law", "science"):
         yield from tuning(target, METHODS)
-        yield from testing(target, METHODS, three)
-    yield from summing("food", "sports", "confident", one)
-    yield from tuning("concise", METHODS, STRENGTHS[::2])
-    yield from testing("concise", METHODS, one)
-    yield from summing("food", "concise", "confident", one)
+        yield from testing(target, METHODS, seeds)
+    yield from summing("food", "sports", "confident", seeds)
     yield from tuning("food", MORE_METHODS)
-    yield from testing("food", MORE_METHODS, one)
-    yield from testing("concise", METHODS, three)
-    yield from summing("food", "concise", "confident", three)
+    yield from testing("food", MORE_METHODS, seeds)
+    yield from tuning("concise", METHODS, STRENGTHS[::2])
+    yield from testing("concise", METHODS, seeds)
+    yield from summing("food", "concise", "confident", seeds)
     yield from tuning("concise", MORE_METHODS, STRENGTHS[::2])
-    yield from testing("concise", MORE_METHODS, one)
-    yield from testing("food", METHODS, range(3, 6))
+    yield from testing("concise", MORE_METHODS, range(1))
 
 
 def key(cell: Cell) -> str:
