@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
@@ -35,7 +35,6 @@ from lit_reason.rollout.config import SamplingConfig
 
 FILES = ("forget", "retain", "members", "nonmembers", "utility")
 CURVES = ("val/forget_loss", "val/retain_loss", "val/utility", "val/attack_auc", "val/composite")
-TRAINING_CURVES = ("train/forget_loss", "train/retain_loss")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile of t by number of runs
 
 # Runs of each row of the table, by its name.
@@ -88,7 +87,9 @@ class Setting:
         batch_rows: forget rows of a step.
         max_length: longest row in tokens.
         new_tokens: longest answer that is generated.
-        curve_epochs: epochs between two validations of a reported run; 0 for curves of the training losses instead.
+        answers: prompts of one batch of generation.
+        curve_epochs: epochs between two validations of a run that is drawn.
+        curve_seeds: of the reported runs that validate, for curves.
     """
 
     arms: dict[str, Arm]
@@ -99,12 +100,14 @@ class Setting:
     batch_rows: int = 12
     max_length: int = 192
     new_tokens: int = 40
+    answers: int = 128
     curve_epochs: int = 2
+    curve_seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
     @property
     def sampling(self) -> SamplingConfig:
         """Greedy, as in the benchmark."""
-        return SamplingConfig(temperature=0.0, top_p=1.0, max_new_tokens=self.new_tokens, batch_size=128)
+        return SamplingConfig(temperature=0.0, top_p=1.0, max_new_tokens=self.new_tokens, batch_size=self.answers)
 
 
 class Study(ABC):
@@ -172,9 +175,10 @@ class Study(ABC):
         return {"scores": json.loads((run_folder(trainer) / "unlearning.json").read_text())}
 
     def unlearn(self, arm: Arm, lr: float, documents: int, seed: int, *, generate: bool) -> dict[str, Any]:
-        """One run with a LoRA adapter: scores at its end, and curves by epoch; validations only with `generate`."""
+        """One run with a LoRA adapter: scores at its end, with `generate` by its answers, and curves by epoch."""
         epochs = self.setting.epochs // arm.data.get("chunk_passes", 1)
-        every = min(self.setting.curve_epochs, epochs) if generate else 0
+        drawn = generate and seed in self.setting.curve_seeds
+        every = min(self.setting.curve_epochs, epochs) if drawn else 0
         lm = ModelConfig(path=str(self.model("start", documents)), adapter=AdapterConfig(rank=16))
         seed_everything(seed)
         optim = OptimConfig(lr=lr, weight_decay=0.01, schedule="linear", warmup=0.1)
@@ -192,9 +196,6 @@ class Study(ABC):
         if every:
             result["curves"] = {name: [value for _, value in log.points(name)] for name in CURVES}
             result["epochs_between"] = every * (self.setting.epochs // epochs)
-        else:
-            result["curves"] = {name: by_epoch(log.points(name), epochs) for name in TRAINING_CURVES}
-            result["epochs_between"] = self.setting.epochs // epochs
         return result
 
     def swept(self, name: str, lr: float) -> float:
@@ -287,12 +288,6 @@ def rounded(found: Any) -> Any:
     return round(found, 5) if isinstance(found, float) else found
 
 
-def by_epoch(points: Sequence[tuple[float, float]], epochs: int) -> list[float]:
-    """Means over the steps of each epoch; none where nothing was logged, as by losses of inner states alone."""
-    size = len(points) // epochs
-    return [statistics.fmean(v for _, v in points[k * size : (k + 1) * size]) for k in range(epochs)] if size else []
-
-
 def interval(values: list[float]) -> str:
     """Mean with half the width of the 95 % interval of Student's t over seeds."""
     if len(values) < 2:
@@ -331,7 +326,7 @@ def draw(arms: Runs, path: Path) -> None:
             parts.plot([at] * len(values), values, "o", color=colours[name], markersize=4)
         curves = runs[0].get("curves", {})
         for kind, line in (("forget", ".-"), ("retain", ":")):
-            if losses := curves.get(f"val/{kind}_loss") or curves.get(f"train/{kind}_loss"):
+            if losses := curves.get(f"val/{kind}_loss"):
                 epochs = [runs[0]["epochs_between"] * (i + 1) for i in range(len(losses))]
                 curve.plot(epochs, losses, line, color=colours[name])
         parts.plot([], [], "o", color=colours[name], label=name)

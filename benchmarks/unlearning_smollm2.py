@@ -15,6 +15,7 @@ import argparse
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from benchmarks.unlearning_runs import Arm, Setting, Study, literature, table
 from lit_reason.core.config import OptimConfig
 from lit_reason.models.config import ModelConfig
-from lit_reason.regimes.unlearn.losses import NPO, Memorize, RetainOnly
+from lit_reason.regimes.unlearn.losses import GD, Memorize, RetainOnly, SimNPO
 from lit_reason.regimes.unlearn.regime import UnlearnRegime
 
 DOCUMENTS = {"Task1": 2, "Task2": 3}  # in each set
@@ -31,18 +32,24 @@ KINDS = {"start": Memorize, "gold": RetainOnly}
 MEMORISE_EPOCHS, MEMORISE_LR = 10, 3e-4
 LAYER, COEFFICIENT = 10, 150.0  # of 30 layers; about the length of the states there
 
-# Our own attempt, at equal epochs over the forget rows: three retain rows in turn beside each of them.
-OURS = {"ours: NPO": Arm(NPO, {"retain_ratio": 3})}
+# Our own attempts, at equal epochs over the forget rows: three retain rows in turn beside each of them, with a ceiling
+# (the loss at which a token counts as forgotten: about that of a row which the model never saw), or with SimNPO.
+OURS = {
+    "ours: ceiling": Arm(partial(GD, ceiling=4.0), {"retain_ratio": 3}),
+    "ours: SimNPO": Arm(SimNPO, {"retain_ratio": 3}),
+}
 SETTING = Setting(
     arms={**literature(LAYER, COEFFICIENT), **OURS},
-    rates=(3e-4, 1e-3, 3e-3, 1e-2),
+    rates=(1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
     sweep=(0, 99),
-    seeds=(0,),
-    epochs=3,
+    seeds=(0, 1, 2),
+    epochs=4,
     batch_rows=2,
     max_length=512,
     new_tokens=80,
-    curve_epochs=0,
+    answers=16,
+    curve_epochs=1,
+    curve_seeds=(0,),
 )
 
 Row = dict[str, Any]
