@@ -21,12 +21,13 @@ from lit_reason.data.condensation.markers import MARKERS
 from lit_reason.data.config import RenderConfig
 from lit_reason.data.conversation import Conversation, Message
 from lit_reason.data.rendering.chat_template import ChatTemplate, TemplateMismatch, reasoning_parts
+from lit_reason.data.rendering.segment_weights import segment_weights
 from lit_reason.data.rendering.stop_tokens import choose_pad_id, known_stop_ids
 from lit_reason.data.rendering.template_traits import TemplateTraits
 from lit_reason.data.rendering.text_encoder import Encoded, TextEncoder
 from lit_reason.data.rendering.turn_layout import Piece, TurnLayout, lay_out
-from lit_reason.data.token_row import DECILE_NONE, SEGMENT_NAMES, Segment, TokenRow
-from lit_reason.errors import EmptyMask, RowError, UserError, did_you_mean
+from lit_reason.data.token_row import DECILE_NONE, Segment, TokenRow
+from lit_reason.errors import EmptyMask, RowError, UserError
 
 RENDER_VERSION = 1  # part of `fingerprint`: raise when the same conversation would give other rows
 
@@ -357,29 +358,6 @@ class Renderer:
             )
         if (stops & ~ends & (segment != Segment.PROMPT)).any():
             raise RowError("a trained text holds an end token before its end")
-
-
-def segment_weights(weights: Mapping[str, float]) -> np.ndarray:
-    """Loss weight of each segment: `float32 [number of segments]`, indexed by `Segment`.
-
-    Args:
-        weights: weight by lower-case segment name; a segment that is not named has weight 1, the prompt 0.
-
-    Raises:
-        UserError: an unknown name, a weight that is not a finite number >= 0, or one for the prompt.
-    """
-    table = np.ones(len(SEGMENT_NAMES), dtype=np.float32)
-    table[Segment.PROMPT] = 0.0
-    trainable = SEGMENT_NAMES[1:]
-    for name, value in weights.items():
-        if name not in trainable:
-            hint = did_you_mean(name, trainable)
-            reason = "the prompt is never trained" if name == SEGMENT_NAMES[0] else f"no such segment{hint}"
-            raise UserError(f"render.weights: '{name}': {reason}; allowed: {', '.join(trainable)}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-            raise UserError(f"render.weights: {name} is {value!r}; a weight is a finite number >= 0")
-        table[SEGMENT_NAMES.index(name)] = value
-    return table
 
 
 def _one_serves_all(drafts: Sequence[_Draft]) -> bool:
