@@ -6,14 +6,12 @@ to find the end of a turn, by one rule (`TurnEnds`) for all of them, and is neve
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from lit_reason.errors import UserError
@@ -207,16 +205,6 @@ class Backend(ABC):
             busy: whether this one has.
         """
         return busy
-
-
-def words_of(name: str) -> tuple[int, ...]:
-    """A name as numbers that seed a random stream.
-
-    Args:
-        name: of a prompt.
-    """
-    digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
-    return tuple(np.frombuffer(digest, dtype="<u4").tolist())
 
 
 @torch.no_grad()

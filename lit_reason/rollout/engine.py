@@ -23,7 +23,6 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -31,11 +30,12 @@ from torch import Tensor
 from lit_reason.errors import UserError
 from lit_reason.models.language_model import LanguageModel
 from lit_reason.models.layout import by_columns
-from lit_reason.rollout.backend import Backend, Turn, TurnEnds, words_of
+from lit_reason.rollout.backend import Backend, Turn, TurnEnds
 from lit_reason.rollout.broken_output import broken_output
 from lit_reason.rollout.config import SamplingConfig
+from lit_reason.rollout.draw import draw, uniforms, words_of
 from lit_reason.rollout.kv_slots import KVSlots
-from lit_reason.rollout.sampler import draw, generating
+from lit_reason.rollout.sampler import generating
 
 _MOST_HOLES = 0.25
 _STILL_WRITING = 0.5  # share of the rows that others do not wait for
@@ -106,7 +106,8 @@ class Engine(Backend):
                 raise UserError(f"prompt {p} is empty: there is nothing to continue")
         names = names or [str(p) for p in range(len(prompts))]
         self._rows = [
-            _Row(list(ids), (*words_of(name), 0), list(ids), name) for ids, name in zip(prompts, names, strict=True)
+            _Row(list(ids), (*words_of(name.encode()), 0), list(ids), name)
+            for ids, name in zip(prompts, names, strict=True)
         ]
         self._slots = KVSlots(self.lm.base.config, len(prompts), self.lm.device)
 
@@ -228,7 +229,7 @@ class Engine(Backend):
 
     def _write(self, limits: Sequence[int], stops: Sequence[str], share: float) -> dict[int, str]:
         rows, seed = self._rows, self.sampling.seed
-        draws = [_uniforms(seed, (*row.key, row.turns), n) for row, n in zip(rows, limits, strict=True)]
+        draws = [uniforms(seed, (*row.key, row.turns), n) for row, n in zip(rows, limits, strict=True)]
         ends = dict.fromkeys(range(len(rows)), "length")
         active = [i for i, limit in enumerate(limits) if len(rows[i].written) < limit]
         few = int(share * len(active))
@@ -305,10 +306,10 @@ class Engine(Backend):
         )
         return active, out.last_hidden_state[torch.arange(len(rows), device=device), take_R - 1]
 
-    def _draw(self, logits_RV: Tensor, uniforms: Sequence[float]) -> tuple[list[int], list[float]]:
+    def _draw(self, logits_RV: Tensor, quantiles: Sequence[float]) -> tuple[list[int], list[float]]:
         s = self.sampling
         if s.temperature > 0:
-            at_R = torch.tensor(uniforms, dtype=torch.float64, device=logits_RV.device)
+            at_R = torch.tensor(quantiles, dtype=torch.float64, device=logits_RV.device)
             chosen_R, logprob_R = draw(
                 logits_RV, at_R, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k, min_p=s.min_p
             )
@@ -316,8 +317,3 @@ class Engine(Backend):
             best_R, chosen_R = logits_RV.float().max(-1)
             logprob_R = best_R - logits_RV.float().logsumexp(-1)
         return chosen_R.tolist(), logprob_R.tolist()
-
-
-def _uniforms(seed: int, key: Sequence[int], count: int) -> np.ndarray:
-    """Random numbers of one turn, `float64 [count]` in [0, 1)."""
-    return np.random.default_rng([seed, *key]).random(count)

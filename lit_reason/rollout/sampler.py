@@ -13,7 +13,6 @@ A prompt that is given n times counts as one prompt with n times as many samples
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,8 +31,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from lit_reason.errors import UserError
 from lit_reason.rollout.broken_output import broken_output
 from lit_reason.rollout.config import SamplingConfig
-
-_NUCLEUS_GUESS = 1024  # a nucleus is rarely larger, and the likeliest few are found much faster than a full order
+from lit_reason.rollout.draw import draw, uniforms, words_of
 
 
 class HasModel(Protocol):
@@ -66,13 +64,13 @@ class Completion:
 
 @dataclass(frozen=True)
 class _Request:
-    """One sequence to generate: `limit` new tokens at most, random stream `stream` of its prompt."""
+    """One sequence to generate: `limit` new tokens at most, by the random stream of this key."""
 
     prompt_index: int
     sample_index: int
     ids: Sequence[int]
     limit: int
-    stream: int
+    key: tuple[int, ...]  # which of the prompt's samples, and the prompt
 
 
 def sample(
@@ -126,88 +124,6 @@ def sample(
                     request, ids, tokenizer, stop_ids, pad_id
                 )
     return [done[p, s] for p in range(len(prompts)) for s in range(config.samples)]
-
-
-def draw(
-    logits_BV: Tensor, uniforms_B: Tensor, *, temperature: float, top_p: float, top_k: int, min_p: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """One token per row: the one at quantile `uniforms_B` of the row's distribution, in vocabulary order.
-
-    Truncation goes as usual: temperature, then the `top_k` likeliest tokens, then the smallest set of
-    likeliest tokens whose mass (among those) reaches `top_p` (nucleus sampling, arXiv 1904.09751 section
-    3.1). Tokens exactly as likely as the last one kept stay as well, so that ties, common in bfloat16, are
-    not broken by chance.
-
-    Args:
-        logits_BV: unnormalised log-probabilities.
-        uniforms_B: numbers in [0, 1), one per row.
-        temperature: softmax temperature, above 0.
-        top_p: nucleus mass in (0, 1]; 1 keeps all.
-        top_k: number of tokens kept; 0 keeps all.
-        min_p: tokens less likely than this share of the likeliest one are left out (arXiv 2407.01082), before the
-            nucleus is taken; 0 keeps all.
-
-    Returns:
-        `int64 [B]` token ids, and `[B]` the log-probability of each before anything was truncated.
-    """
-    exact = torch.float32 if logits_BV.device.type == "mps" else torch.float64  # mps has no float64
-    scaled_BV = logits_BV.to(exact)
-    mass_BV = whole_BV = (scaled_BV if temperature == 1 else scaled_BV / temperature).softmax(-1)
-    if 0 < top_k < mass_BV.shape[-1]:
-        mass_BV = _among(mass_BV, mass_BV.topk(top_k).values[:, -1:])
-    if min_p > 0:
-        mass_BV = _among(mass_BV, min_p * mass_BV.amax(-1, keepdim=True))
-    if top_p < 1:
-        mass_BV = mass_BV * (mass_BV >= _nucleus_floor(mass_BV, top_p))
-    cdf_BV = mass_BV.cumsum(-1)
-    total_B1 = cdf_BV[:, -1:].contiguous()
-    drawn_B1 = torch.searchsorted(cdf_BV, uniforms_B.to(exact)[:, None] * total_B1, right=True)
-    # Rounding may put the quantile on the total mass: the last token that has any is meant then. In a row of NaN the
-    # token means nothing, but it is one: callers look at the logits.
-    last_B1 = torch.searchsorted(cdf_BV, total_B1).clamp(max=cdf_BV.shape[-1] - 1)
-    drawn_B1 = drawn_B1.minimum(last_B1)
-    return drawn_B1[:, 0], whole_BV.gather(-1, drawn_B1)[:, 0].log()
-
-
-def _among(mass_BV: Tensor, floor_B1: Tensor) -> Tensor:
-    """The distribution among the tokens that are at least so likely."""
-    mass_BV = mass_BV * (mass_BV >= floor_B1)
-    return mass_BV / mass_BV.sum(-1, keepdim=True)
-
-
-def _nucleus_floor(mass_BV: Tensor, top_p: float) -> Tensor:
-    """Mass of the least likely token of each row's nucleus, `[B, 1]`."""
-    vocabulary = mass_BV.shape[-1]
-    likeliest = mass_BV.topk(min(_NUCLEUS_GUESS, vocabulary)).values
-    floor_B1 = _least_kept(likeliest, top_p)
-    if likeliest.shape[-1] < vocabulary:
-        wide_B = likeliest.sum(-1) < top_p  # rows whose nucleus is larger than the guess; an order of all is slow
-        if bool(wide_B.any()):
-            floor_B1[wide_B] = _least_kept(mass_BV[wide_B].sort(-1, descending=True).values, top_p)
-    return floor_B1
-
-
-def _least_kept(likeliest_BN: Tensor, top_p: float) -> Tensor:
-    """The last of the likeliest masses before which less than `top_p` is reached, `[B, 1]`."""
-    kept_BN = likeliest_BN.cumsum(-1) - likeliest_BN < top_p
-    return likeliest_BN.masked_fill(~kept_BN, torch.inf).amin(-1, keepdim=True)
-
-
-def uniforms(seed: int, ids: Sequence[int], stream: int, count: int) -> np.ndarray:
-    """The random numbers of one sequence, one per generated token; a longer call continues a shorter one.
-
-    Args:
-        seed: the run's sampling seed, at least 0.
-        ids: token ids of the prompt.
-        stream: which of the prompt's samples.
-        count: how many numbers.
-
-    Returns:
-        `float64 [count]` in [0, 1).
-    """
-    digest = hashlib.blake2b(np.asarray(ids, dtype="<i8").tobytes(), digest_size=16).digest()
-    words = np.frombuffer(digest, dtype="<u4").tolist()
-    return np.random.default_rng([seed, stream, *words]).random(count)
 
 
 class _Numbers(LogitsProcessor):
@@ -273,7 +189,7 @@ def _generate(
         mask_BP[row, width - len(request.ids) :] = 1
     processors = LogitsProcessorList([_Numbers(hf, batch, width)])
     if config.temperature > 0:
-        table = np.stack([uniforms(config.seed, r.ids, r.stream, limit) for r in batch])
+        table = np.stack([uniforms(config.seed, r.key, limit) for r in batch])
         table_BN = torch.from_numpy(table).to(torch.float32 if device.type == "mps" else torch.float64)
         processors.append(_Draw(table_BN.to(device), width, config))
     tick = _Tick(bar)
@@ -330,10 +246,8 @@ def _requests(prompts: Sequence[Sequence[int]], config: SamplingConfig, context:
         short += room < config.max_new_tokens
         copies = seen[tuple(ids)]
         seen[tuple(ids)] += 1
-        requests += [
-            _Request(p, s, ids, min(room, config.max_new_tokens), copies * config.samples + s)
-            for s in range(config.samples)
-        ]
+        limit, prompt = min(room, config.max_new_tokens), words_of(np.asarray(ids, dtype="<i8").tobytes())
+        requests += [_Request(p, s, ids, limit, (copies * config.samples + s, *prompt)) for s in range(config.samples)]
     if short:
         warnings.warn(
             f"{short} of {len(prompts)} prompts leave less than max_new_tokens={config.max_new_tokens} tokens "

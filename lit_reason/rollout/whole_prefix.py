@@ -10,8 +10,9 @@ from typing import Any
 
 from lit_reason.errors import UserError
 from lit_reason.models.language_model import LanguageModel
-from lit_reason.rollout.backend import Backend, Turn, TurnEnds, words_of
+from lit_reason.rollout.backend import Backend, Turn, TurnEnds
 from lit_reason.rollout.config import SamplingConfig
+from lit_reason.rollout.draw import words_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class WholePrefix(Backend):
             if not len(ids):
                 raise UserError(f"prompt {p} is empty: there is nothing to continue")
         names = names or [str(p) for p in range(len(prompts))]
-        self._rows = [_Row(list(ids), (*words_of(name), 0)) for ids, name in zip(prompts, names, strict=True)]
+        self._rows = [_Row(list(ids), (*words_of(name.encode()), 0)) for ids, name in zip(prompts, names, strict=True)]
 
     def fork(self, copies: int) -> None:  # noqa: D102
         self._rows = [
