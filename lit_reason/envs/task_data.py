@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import Dataset
 
 from lit_reason.data.loader import Bin, BinSampler, OrderedLoader
-from lit_reason.data.reading.records import Quarantine, read_records
+from lit_reason.data.reading.records import read_every_record
 from lit_reason.envs.environment import Environment
 from lit_reason.errors import UserError
 from lit_reason.rewards.composition import Rewards
@@ -162,8 +162,7 @@ class TaskData(LightningDataModule):
     def _read(self, split: str) -> list[dict[str, Any]]:
         given = self.files[split]
         paths = [given] if isinstance(given, str) else list(given or ())
-        with Quarantine(None, 0) as rejects:
-            rows = [{"row_id": row_id, **record} for row_id, record in read_records(paths, rejects)]
+        rows = [{"row_id": row_id, **record} for row_id, record in read_every_record(paths)]
         if not rows:
             raise UserError(f"data.{split}_file: {', '.join(paths)} holds no task")
         rows = rows if split == "train" else rows[: self.counts[split]]

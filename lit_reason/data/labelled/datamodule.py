@@ -18,7 +18,7 @@ from lit_reason.data.labelled.texts import LabelledText, Part, read_history, spl
 from lit_reason.data.loader import Bin, BinSampler, OrderedLoader
 from lit_reason.data.packing import Pack, pack_rows
 from lit_reason.data.prompts import EvalPrompt
-from lit_reason.data.reading.records import Quarantine, read_records
+from lit_reason.data.reading.records import Quarantine, read_every_record
 from lit_reason.data.text.documents import text_at
 from lit_reason.data.token_row import DECILE_NONE, Segment, TokenRow
 from lit_reason.errors import RowError, UserError
@@ -226,8 +226,7 @@ class LabelledData(LightningDataModule):
 
     def _prompt_records(self) -> list[tuple[str, dict[str, Any]]]:
         if isinstance(self.prompts, str):
-            with Quarantine(None, 0) as rejects:
-                return list(read_records(self.prompts, rejects))
+            return list(read_every_record(self.prompts))
         texts = OPENINGS if self.prompts is None else self.prompts
         return [(f"prompt:{i}", {"prompt": text}) for i, text in enumerate(texts)]
 

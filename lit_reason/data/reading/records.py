@@ -179,6 +179,23 @@ def read_records(
     return stream()
 
 
+def read_every_record(path: str | Path | Sequence[str | Path]) -> Iterator[tuple[str, Record]]:
+    """The same for data of which every row counts: the first bad row ends the reading.
+
+    Args:
+        path: as in `read_records`.
+
+    Raises:
+        UserError: as there, and for a bad row, which is named with what is wrong with it.
+    """
+    return read_records(path, _NoBadRows(None, 0))
+
+
+class _NoBadRows(Quarantine):
+    def add(self, row_id: str, reason: str | RowError, raw: Any) -> None:
+        raise UserError(f"{row_id}: {reason}")
+
+
 def _expand(given: str) -> list[str]:
     """The sources that a path, a pattern or a comma-separated list of them stands for."""
     if os.path.exists(given):

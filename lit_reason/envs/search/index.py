@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lit_reason.data.reading.records import Quarantine, read_records
+from lit_reason.data.reading.records import read_every_record
 from lit_reason.errors import UserError, did_you_mean
 from lit_reason.tasks.world import Passage
 
@@ -92,11 +92,10 @@ def read_passages(path: str) -> list[Passage]:
         UserError: a record has no text, or the file cannot be read.
     """
     found = []
-    with Quarantine(None, 0) as rejects:
-        for row_id, record in read_records(path, rejects):
-            text = record.get("text")
-            if not isinstance(text, str) or not text.strip():
-                raise UserError(f"corpus {path}, row {row_id}: a passage needs a field 'text' that is not empty")
-            title = record.get("title")
-            found.append(Passage(str(record.get("id", row_id)), f"{title}. {text}" if title else text))
+    for row_id, record in read_every_record(path):
+        text = record.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"corpus {path}, row {row_id}: a passage needs a field 'text' that is not empty")
+        title = record.get("title")
+        found.append(Passage(str(record.get("id", row_id)), f"{title}. {text}" if title else text))
     return found
