@@ -13,7 +13,7 @@ from lit_reason.data.token_row import Segment
 from lit_reason.data.unlearning.choices import common_questions, read_questions
 from lit_reason.data.unlearning.datamodule import UnlearnData, packs_of
 from lit_reason.data.unlearning.refusals import REFUSALS, refusal_for
-from lit_reason.data.unlearning.rows import Role, read_rows
+from lit_reason.data.unlearning.rows import Role, document_of, read_rows
 from lit_reason.errors import UserError
 
 
@@ -50,9 +50,9 @@ def test_rows_of_tofu_and_muse(tmp_path):
         ],
     )
     assert kinds(path) == [
-        ("forget_rows_knowledge", "Who wrote it?", "Nobody did.", "mixed.jsonl:1"),
-        ("forget_rows_regurgitation", "Once upon", " a time", "mixed.jsonl:2"),
-        ("forget_rows_document", "", "A whole chapter.", "mixed.jsonl:3"),
+        ("forget_rows_knowledge", "Who wrote it?", "Nobody did.", "forget mixed.jsonl:1"),
+        ("forget_rows_regurgitation", "Once upon", " a time", "forget mixed.jsonl:2"),
+        ("forget_rows_document", "", "A whole chapter.", "forget mixed.jsonl:3"),
     ]
 
 
@@ -92,11 +92,56 @@ def test_a_long_document_becomes_rows_that_continue_each_other(tmp_path):
 
 
 def test_documents_of_the_attack_have_no_end_token_and_are_cut(tmp_path):
-    documents = [{"id": f"m{i}", "document": "a b c d e f"} for i in range(2)]
-    files = {name: write(tmp_path / f"{name}.jsonl", documents) for name in ("members", "nonmembers")}
+    documents = {"members": "a b c d e f", "nonmembers": "a b c d e g"}  # the ids of one file may be those of the other
+    files = {
+        name: write(tmp_path / f"{name}.jsonl", [{"id": f"m{i}", "document": f"{text} {i}"} for i in range(2)])
+        for name, text in documents.items()
+    }
     module = data(tmp_path, word_tokenizer(), [qa("x", "a", "b")], [qa("y", "a", "c")], max_length=4, **files)
     rows = [module.store.rows[i] for i in module.store.numbers(Role.MEMBER, Role.NONMEMBER)]
     assert len(rows) == 4 and all(len(row) == 4 and row.segment[-1] == Segment.TEXT for row in rows)
+
+
+def test_documents_of_the_attack_on_both_sides_are_refused_and_unlike_lengths_said(tmp_path):
+    long, short = ({"document": text} for text in ("a b c d e f", "a b"))
+    sides = {"members": [long], "nonmembers": [short, {"id": "twin", "text": " a b c d e f"}]}
+    files = {name: write(tmp_path / f"{name}.jsonl", rows) for name, rows in sides.items()}
+    with pytest.raises(UserError, match="overlap: twin stands in both") as refused:
+        data(tmp_path, word_tokenizer(), [qa("x", "a", "b")], [qa("y", "a", "c")], **files)
+    assert "a b" not in str(refused.value)
+    write(tmp_path / "nonmembers.jsonl", [short])
+    with pytest.warns(UserWarning, match="members have 6 tokens on the mean and data.nonmembers 2"):
+        data(tmp_path, word_tokenizer(), [qa("x", "a", "b")], [qa("y", "a", "c")], **files)
+
+
+def test_rows_without_ids_in_files_of_one_name_are_told_apart(tmp_path):
+    """As TOFU has them: no ids, and the two sets in folders of their own."""
+    paths = []
+    for side, answer in (("forget10", "Ann"), ("retain90", "Ben")):
+        (tmp_path / side).mkdir()
+        paths.append(write(tmp_path / side / "train.jsonl", [{"question": "Who?", "answer": answer}]))
+    module = UnlearnData(*paths, utility=None)
+    module.tokenizer = word_tokenizer()
+    module.setup("fit")
+    assert [(p.row_id, p.answer) for p in module.prompts()] == [
+        ("forget train.jsonl:1", "Ann"),
+        ("retain train.jsonl:1", "Ben"),
+    ]
+
+
+def test_rows_of_one_document_share_its_name():
+    names = {'"8f24-ab"sc1': '"8f24-ab"', "df8dqa12": "df8d", "book.txt:3#7": "book.txt:3", "author7": "author7"}
+    assert {name: document_of(name) for name in names} == names
+
+
+def test_whole_texts_are_trained_where_asked_and_answers_scored(tmp_path):
+    forget, retain = [qa("x", "a b", "c")], [qa("y", "a", "d")]
+    answers = data(tmp_path, word_tokenizer(), forget, retain)
+    whole = data(tmp_path, word_tokenizer(), forget, retain, train_on="text")
+    trained = [[row.weight.tolist() for row in m.train_dataloader().dataset.rows] for m in (answers, whole)]
+    assert trained == [[[0, 0, 1, 1], [0, 1, 1]], [[0, 1, 1, 1], [0, 1, 1]]]
+    scored = [m.val_dataloader().dataset.trained.tolist() for m in (answers, whole)]
+    assert scored == [[2, 2], [2, 2]] and whole.trained.reference is whole.store.reference
 
 
 def test_refusals_replace_the_answer_and_nothing_else(tmp_path):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_reason.data.reading.records import Quarantine, read_records
+from lit_reason.data.reading.records import read_every_record
 from lit_reason.errors import UserError
 
 COMMON = "common"
@@ -133,19 +133,21 @@ def read_questions(path: str | Sequence[str]) -> list[Question]:
     """
     if path == COMMON:
         return common_questions()
-    with Quarantine(None, 0) as strict:
-        return [_question(record, name) for name, record in read_records(path, strict)]
+    try:
+        return [_question(record, name) for name, record in read_every_record(path)]
+    except UserError as error:
+        raise UserError(f"data.utility: {error}") from error
 
 
 def _question(record: dict[str, Any], name: str) -> Question:
     choices, answer, bare = record.get("choices"), record.get("answer"), "prompt" in record
     text = record["prompt"] if bare else record.get("question")
     if not isinstance(text, str) or not isinstance(choices, list) or len(choices) < 2:
-        raise UserError(f"data.utility: {name} needs a question and a list of at least two choices")
+        raise UserError(f"{name} needs a question and a list of at least two choices")
     options = [str(choice) for choice in choices]
     right: Any = options.index(answer) if answer in options else answer
     if isinstance(right, str) and len(right) == 1 and right.isalpha():
         right = ord(right.upper()) - ord("A")
     if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(options):
-        raise UserError(f"data.utility: {name}: the answer is 0 to {len(options) - 1}, a letter, or one of the choices")
+        raise UserError(f"{name}: the answer is 0 to {len(options) - 1}, a letter, or one of the choices")
     return Question(name, text, tuple(options), right, bare)

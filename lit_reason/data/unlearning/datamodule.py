@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lit_reason.data.config import RenderConfig
@@ -21,10 +21,12 @@ from lit_reason.data.token_row import TokenRow
 from lit_reason.data.unlearning.choices import COMMON, Question, read_questions
 from lit_reason.data.unlearning.pairs import PairSampler, RolePack, RoleRows
 from lit_reason.data.unlearning.refusals import refusal_for
-from lit_reason.data.unlearning.rows import Role, UnlearnRow, check_apart, read_rows
+from lit_reason.data.unlearning.rows import Role, UnlearnRow, check_apart, check_strangers, read_rows
 from lit_reason.errors import RowError, UserError
 
 Files = str | list[str] | None
+
+UNLIKE_LENGTHS = 1.5  # members so much longer than nonmembers, or shorter, are told by their length
 
 
 class UnlearnData(LightningDataModule):
@@ -40,6 +42,7 @@ class UnlearnData(LightningDataModule):
         utility: four-choice questions: `common` for the set that comes with the project, a file of your own, or null.
         mode: `plain` joins prompt and answer as they are, as the LUME benchmark does; `chat` goes through the model's
             chat template.
+        train_on: `answer` trains what follows the prompt, `text` all of a row. Scores are of answers in any case.
         batch_rows: forget rows in a micro-batch (retain rows where those alone are trained).
         retain_ratio: retain rows that accompany each forget row; they are walked through in turn.
         chunk_rows: deal the forget rows into chunks of this many, unlearnt one after another; null for one chunk.
@@ -57,6 +60,7 @@ class UnlearnData(LightningDataModule):
         nonmembers: Files = None,
         utility: str | None = COMMON,
         mode: Literal["plain", "chat"] = "plain",
+        train_on: Literal["answer", "text"] = "answer",
         batch_rows: int = 8,
         retain_ratio: int = 1,
         chunk_rows: int | None = None,
@@ -73,13 +77,14 @@ class UnlearnData(LightningDataModule):
         if chunk_passes > 1 and chunk_rows is None:
             raise UserError("data.chunk_passes passes over chunks: give data.chunk_rows too")
         self.files = {Role.FORGET: forget, Role.RETAIN: retain, Role.MEMBER: members, Role.NONMEMBER: nonmembers}
-        self.utility, self.mode = utility, mode
+        self.utility, self.mode, self.train_on = utility, mode, train_on
         self.batch_rows, self.retain_ratio = batch_rows, retain_ratio
         self.chunk_rows, self.chunk_passes = chunk_rows, chunk_passes
         self.score_tokens, self.max_length, self.seed = score_tokens, max_length, seed
         self.tokenizer: Any = None
         self.rows: list[UnlearnRow] = []
-        self.store: RoleRows | None = None
+        self.store: RoleRows | None = None  # as they are scored
+        self.trained: RoleRows | None = None  # as they are trained; made by `train_dataloader`
         self.choices: dict[str, tuple[str, bool]] = {}  # by name of a token row: its question, and whether it is right
         self.texts: dict[str, UnlearnRow] = {}  # rows to forget and to keep, by id
         # An unlearning loss says which rows an epoch is a pass over, which go with them, and whether it needs refusals.
@@ -116,6 +121,7 @@ class UnlearnData(LightningDataModule):
                 rows.append(token_row)
                 roles.append(Role.CHOICE)
         self.store = RoleRows(rows, roles)
+        self._compare_lengths(self.store)
         counts = {role.name.lower(): int((self.store.roles == role).sum()) for role in Role}
         rank_zero_info("rows: " + ", ".join(f"{count} {name}" for name, count in counts.items() if count))
 
@@ -133,7 +139,18 @@ class UnlearnData(LightningDataModule):
         if bool(sets[Role.MEMBER]) != bool(sets[Role.NONMEMBER]):
             raise UserError("data.members and data.nonmembers belong together: the attack tells one from the other")
         check_apart(sets[Role.FORGET], sets[Role.RETAIN])
+        check_strangers(sets[Role.MEMBER], sets[Role.NONMEMBER])
         self.texts = {row.row_id: row for row in self.rows if row.role in (Role.FORGET, Role.RETAIN)}
+
+    def _compare_lengths(self, store: RoleRows) -> None:
+        if not self.files[Role.MEMBER]:
+            return
+        seen, unseen = (float(store.lengths[store.numbers(r)].mean()) for r in (Role.MEMBER, Role.NONMEMBER))
+        if max(seen, unseen) > UNLIKE_LENGTHS * min(seen, unseen):
+            rank_zero_warn(
+                f"data.members have {seen:.0f} tokens on the mean and data.nonmembers {unseen:.0f}: the attack would "
+                "tell them by their length. Take documents of one kind"
+            )
 
     def _token_rows(self, row: UnlearnRow) -> list[TokenRow]:
         attack = row.role in (Role.MEMBER, Role.NONMEMBER)
@@ -202,9 +219,10 @@ class UnlearnData(LightningDataModule):
         """Rows to forget with rows to keep, or what else the loss asks for."""
         beside = self._add_refusals() if self.refuse else {}
         assert self.store is not None
+        self.trained = self.store.whole() if self.train_on == "text" else self.store
         ranks = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
         sampler = PairSampler(
-            self.store,
+            self.trained,
             self.store.numbers(*self.anchor),
             self.store.numbers(*self.partner),
             beside=beside,
@@ -217,7 +235,7 @@ class UnlearnData(LightningDataModule):
             rank=ranks.get("rank", 0),
             world=ranks.get("num_replicas", 1),
         )
-        return OrderedLoader(self.store, sampler)
+        return OrderedLoader(self.trained, sampler)
 
     def _scored(self) -> OrderedLoader:
         """Everything but refusals, in order. Processes share it, unless all must run in step on the same rows."""
@@ -248,19 +266,10 @@ class UnlearnData(LightningDataModule):
         """Prompts of both sets, 64 at a time."""
         return DataLoader(self.prompts(), batch_size=64, collate_fn=list)  # type: ignore[arg-type]
 
-    def prompts(self, limit: int | None = None) -> list[EvalPrompt]:
-        """What the model is asked: every row of both sets that has a question or a beginning.
-
-        Args:
-            limit: at most this many rows of each set, from the front; None takes all.
-        """
-        found: list[EvalPrompt] = []
-        for role in (Role.FORGET, Role.RETAIN):
-            asked = [row for row in self.texts.values() if row.role == role and row.kind != "document"]
-            for row in asked[:limit]:
-                ids = self.renderer.prompt(row.conversation)
-                found.append(EvalPrompt(ids, row.row_id, row.prompt, row.answer, {"group": row.group}))
-        return found
+    def prompts(self) -> list[EvalPrompt]:
+        """What the model is asked: every row of both sets that has a question or a beginning."""
+        asked = [row for row in self.texts.values() if row.kind != "document"]
+        return [EvalPrompt(self.renderer.prompt(r.conversation), r.row_id, r.prompt, r.answer) for r in asked]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Packs move; prompts stay as they are."""

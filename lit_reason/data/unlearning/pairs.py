@@ -74,6 +74,13 @@ class RoleRows(Dataset):
         """Numbers of all rows that have one of some roles, in order."""
         return np.flatnonzero(np.isin(self.roles, roles))
 
+    def whole(self) -> RoleRows:
+        """The same rows with all tokens trained but the first of each; cached references are shared, not copied."""
+        rows = [dataclasses.replace(row, weight=(np.arange(len(row)) > 0).astype(np.float32)) for row in self.rows]
+        whole = RoleRows(rows, [Role(int(role)) for role in self.roles])
+        whole.reference = self.reference
+        return whole
+
     def key(self, i: int) -> str:
         """Name of a row's cached reference."""
         return f"{int(self.roles[i])} {self.rows[i].row_id}"

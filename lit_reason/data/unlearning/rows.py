@@ -19,13 +19,16 @@ from enum import IntEnum
 from typing import Literal
 
 from lit_reason.data.conversation import Conversation
+from lit_reason.data.reading.adapters import COMPLETIONS, present
 from lit_reason.data.reading.formats import to_conversation
-from lit_reason.data.reading.records import Quarantine, read_records
+from lit_reason.data.reading.records import read_every_record
 from lit_reason.errors import RowError, UserError
 
 Kind = Literal["regurgitation", "knowledge", "document"]
 
 _ENDING = re.compile(r"(sc|qa)\d+$")
+_STRETCH = re.compile(r"#\d+$")
+_NO_ANSWER = "no answer: nothing to forget, nothing to keep; give it an output, or take it out"
 _KINDS: dict[str, Kind] = {"sc": "regurgitation", "qa": "knowledge"}
 
 
@@ -45,7 +48,7 @@ class UnlearnRow:
     """One row, read.
 
     Attributes:
-        row_id: the row's own `id`, else file and line.
+        row_id: the row's own `id`, else its side, file and line.
         role: whose side it is on.
         task: the row's `task`; `rows` where it has none.
         kind: the test it is scored by.
@@ -82,11 +85,10 @@ def read_rows(paths: str | Sequence[str], role: Role, setting: str) -> list[Unle
     Raises:
         UserError: a file holds no rows, a row cannot be read or has no answer, or two rows have one id.
     """
-    with Quarantine(None, 0) as strict:
-        try:
-            rows = [_row(record, name, role) for name, record in read_records(paths, strict)]
-        except RowError as error:
-            raise UserError(f"{setting}: {error}") from error
+    try:
+        rows = [_row(record, name, role) for name, record in read_every_record(paths)]
+    except UserError as error:
+        raise UserError(f"{setting}: {error}") from error
     seen: set[str] = set()
     for row in rows:
         if row.row_id in seen:
@@ -100,14 +102,16 @@ def _row(record: dict, name: str, role: Role) -> UnlearnRow:
     for theirs, ours in (("gt", "completion"), ("document", "text")):
         if theirs in fields:
             fields[ours] = fields.pop(theirs)
+    if present(fields, ("input",)) and not present(fields, COMPLETIONS):
+        raise RowError(f"{name} has {_NO_ANSWER}")
     try:
         conversation = to_conversation(fields, name, train_on="last", need_assistant=False)
     except RowError as error:
         raise RowError(f"{name}: {error}") from error
     last = conversation.messages[-1]
     if last.role not in ("assistant", "text") or not last.content.strip():
-        raise RowError(f"{name} has no answer: nothing to forget, nothing to keep; give it an output, or take it out")
-    row_id = str(record["id"]) if record.get("id") not in (None, "") else name
+        raise RowError(f"{name} has {_NO_ANSWER}")
+    row_id = str(record["id"]) if record.get("id") not in (None, "") else f"{role.name.lower()} {name}"
     ending = _ENDING.search(row_id) if "output" in record else None
     if last.role == "text":
         kind: Kind = "document"
@@ -124,6 +128,15 @@ def _row(record: dict, name: str, role: Role) -> UnlearnRow:
     )
 
 
+def document_of(row_id: str) -> str:
+    """Name of what a row is about: the rows of a LUME document, or the stretches of a long one, share it.
+
+    Args:
+        row_id: the row's name.
+    """
+    return _ENDING.sub("", _STRETCH.sub("", row_id))
+
+
 def check_apart(forget: Iterable[UnlearnRow], retain: Iterable[UnlearnRow]) -> None:
     """Refuse sets of which one row is to be both forgotten and kept.
 
@@ -135,12 +148,32 @@ def check_apart(forget: Iterable[UnlearnRow], retain: Iterable[UnlearnRow]) -> N
         UserError: some rows have the same id, or the same prompt and answer; it says which by their ids.
     """
     ids = {row.row_id for row in forget}
-    texts = {(row.prompt.strip(), row.answer.strip()): row.row_id for row in forget}
+    texts = {(row.prompt.strip(), row.answer.strip()) for row in forget}
     both = [row for row in retain if row.row_id in ids or (row.prompt.strip(), row.answer.strip()) in texts]
     if both:
-        named = ", ".join(row.row_id for row in both[:3])
-        more = f" and {len(both) - 3} more" if len(both) > 3 else ""
         raise UserError(
-            f"data.forget and data.retain overlap: {named}{more} would be forgotten and kept at once; "
-            "take such rows out of one of the files"
+            f"data.forget and data.retain overlap: {_named(both)} would be forgotten and kept at once, having the same "
+            "id or the same prompt and answer; take such rows out of one of the files"
         )
+
+
+def check_strangers(members: Iterable[UnlearnRow], nonmembers: Iterable[UnlearnRow]) -> None:
+    """Refuse documents of the attack that are on both sides. Their ids say nothing: each file may number its own.
+
+    Args:
+        members: documents that the model was trained on.
+        nonmembers: documents that it never saw.
+
+    Raises:
+        UserError: some have the same text; it says which by their ids.
+    """
+    seen = {(row.prompt + row.answer).strip() for row in members}
+    both = [row for row in nonmembers if (row.prompt + row.answer).strip() in seen]
+    if both:
+        raise UserError(
+            f"data.members and data.nonmembers overlap: {_named(both)} stands in both, so the attack would tell nothing"
+        )
+
+
+def _named(rows: Sequence[UnlearnRow]) -> str:
+    return ", ".join(row.row_id for row in rows[:3]) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")

@@ -64,12 +64,13 @@ class UnlearnRegime(ScoredRegime):
             stage: any of the trainer's.
 
         Raises:
-            UserError: the data module has no rows to forget.
+            UserError: the data module has no rows to forget, or a package that scores is not installed.
         """
         if not hasattr(self._data, "anchor"):
             raise UserError(f"UnlearnRegime needs data UnlearnData, not {type(self._data).__name__}")
         self._data.anchor, self._data.partner = self.loss.anchor, self.loss.partner
         self._data.refuse = self.loss.refuse
+        super().setup(stage)
 
     def spread(self, lm: LanguageModel) -> None:
         """Freeze the layers that are not to be trained, then lay the weights over the processes.
@@ -89,9 +90,9 @@ class UnlearnRegime(ScoredRegime):
 
     def on_train_start(self) -> None:
         """Score every row that the loss compares with, once, where a number a row is all that is kept."""
-        store = self._data.store
-        if self.before.cached and not store.reference:
-            store.reference = self.before.sums(self.lm, store, self._data.score_tokens)
+        rows = self._data.trained
+        if self.before.cached and not rows.reference:
+            rows.reference.update(self.before.sums(self.lm, rows, self._data.score_tokens))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the cached numbers: the weights that gave them are gone."""
