@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_reason.core.probe import need_scores
 from lit_reason.errors import UserError
@@ -47,6 +48,12 @@ class UnlearningGuard(Callback):
             self.start = module.rescore()[0].utility
         if self.start is None:
             raise UserError("UnlearningGuard watches utility: give data.utility, `common` or a file of questions")
+        right = [is_right for _, is_right in trainer.datamodule.choices.values()]  # type: ignore[attr-defined]
+        if self.start <= (chance := fmean(right)):
+            rank_zero_warn(
+                f"UnlearningGuard: utility is {self.start:.3f} before the first step, no better than guessing "
+                f"({chance:.3f}), so it cannot show a loss. Give data.utility questions that this model can answer"
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare, and stop all processes alike: figures are equal on all of them."""

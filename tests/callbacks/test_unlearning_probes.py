@@ -1,19 +1,26 @@
 """Guard and probes on the tiny unlearning recipe: what they find, and that they leave the weights alone."""
 
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_reason.callbacks.quantization_probe import QuantizationProbe
-from lit_reason.callbacks.relearn_probe import RelearnProbe
+from lit_reason.callbacks.relearn_probe import RelearnProbe, halves
 from lit_reason.callbacks.unlearning_guard import UnlearningGuard
 from lit_reason.cli.reason_cli import build
 from lit_reason.core.metrics_log import read_metrics
 from lit_reason.core.probe import weights_put_back
 from lit_reason.core.run_folder import run_folder
+from lit_reason.data.token_row import TokenRow
+from lit_reason.data.unlearning.pairs import RoleRows
+from lit_reason.data.unlearning.rows import Role
 from lit_reason.errors import UserError
 from lit_reason.tasks import chain
 from lit_reason.tasks.problem_file import write_problems
@@ -56,6 +63,15 @@ def test_probes_report_and_put_the_weights_back_bit_for_bit(folder):
     assert read_metrics(run_folder(probed.trainer) / "metrics.csv").points("probe/relearn_loss_after")
 
 
+def test_no_row_of_a_shown_document_is_asked_for():
+    """A row says what the others of its document ask for."""
+    names = ["aasc1", "aaqa0", "aaqa1", "bbsc1", "bbqa0", "ccsc1", "book#0", "book#1", "bbsc1"]
+    row = TokenRow(np.zeros(2, np.int32), np.ones(2, np.float32), np.zeros(2, np.uint8), np.zeros(2, np.int8), "")
+    rows = [dataclasses.replace(row, row_id=name) for name in names]
+    store = RoleRows(rows, [Role.FORGET] * 8 + [Role.RETAIN])
+    assert halves(store) == ([0, 1, 2, 5], [3, 4, 6, 7])
+
+
 def test_an_adapter_is_merged_rounded_and_taken_out_again(folder):
     cli, _ = run(folder, QuantizationProbe(), model__lm__adapter__rank=2, model__optim__lr=0.05)
     ids = torch.arange(2, 12)[None]
@@ -91,9 +107,29 @@ def test_the_guard_stops_where_utility_is_lost(folder):
     assert "utility fell from 10.000" in guard.reason and cli.trainer.current_epoch == 1
 
 
+@pytest.mark.parametrize(
+    ("utility", "forget_loss", "reason"),
+    [
+        (0.61, 4.9, ""),
+        (0.59, 4.9, "utility fell from 0.800 to 0.590, below 75% of it"),
+        (0.61, 5.1, "the loss of the rows to forget is 5.10, above max_forget_loss 5.0"),
+    ],
+)
+def test_the_guard_compares_with_its_start(utility, forget_loss, reason):
+    guard, metrics = UnlearningGuard(max_forget_loss=5.0), {"val/utility": utility, "val/forget_loss": forget_loss}
+    guard.load_state_dict({"start": 0.8})
+    state = SimpleNamespace(fn=TrainerFn.FITTING)
+    trainer = SimpleNamespace(
+        sanity_checking=False, state=state, callback_metrics=metrics, global_step=7, should_stop=False
+    )
+    guard.on_validation_end(trainer, None)
+    assert guard.reason == reason and trainer.should_stop == bool(reason)
+
+
 def test_the_guard_lets_a_sound_run_finish(folder):
     guard = UnlearningGuard(min_utility=0.01)
-    cli = watched(folder, guard, model__optim__lr=1e-6)
+    with pytest.warns(UserWarning, match=r"no better than guessing \(0\.333\)"):
+        cli = watched(folder, guard, model__optim__lr=1e-6)
     assert guard.reason == "" and cli.trainer.current_epoch == 6 and guard.state_dict() == {"start": guard.start}
 
 
@@ -102,6 +138,10 @@ def test_what_cannot_be_watched_is_refused(folder):
         run(folder, UnlearningGuard())
     with pytest.raises(UserError, match="give data.utility"):
         run(folder, UnlearningGuard(), trainer__limit_val_batches=1.0)
+    one = folder / "one.jsonl"
+    one.write_text((folder / "data/heldout.jsonl").read_text().splitlines()[0] + "\n")
+    with pytest.raises(UserError, match="at least two documents to forget"):
+        run(folder, RelearnProbe(), data__forget=one)
     with pytest.raises(UserError, match="it needs UnlearnRegime, not SFTRegime"):
         sft = ["--config", str(RECIPE.parent / "sft.yaml"), f"--vars.folder={folder}", "--trainer.max_steps=1"]
         cli = build("fit", sft)
