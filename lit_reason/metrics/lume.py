@@ -97,13 +97,14 @@ class UnlearningScores:
         return None if None in parts else final_score(*parts)  # type: ignore[arg-type]
 
     @property
-    def composite(self) -> float:
-        """The mean of those parts of the final score that there are, the aggregate with a floor.
+    def composite(self) -> float | None:
+        """The mean of those parts of the final score that there are, the aggregate with a floor; None without any.
 
         To choose between checkpoints: one score of exactly 0 does not hide all others. Never the official number.
         """
         clipped = task_aggregate(inverted(self.scores).values(), FLOOR) if self.scores else None
-        return fmean(part for part in (clipped, self.attack, self.utility) if part is not None)
+        parts = [part for part in (clipped, self.attack, self.utility) if part is not None]
+        return fmean(parts) if parts else None
 
     @property
     def warning(self) -> str | None:
@@ -121,7 +122,7 @@ class UnlearningScores:
     def figures(self) -> dict[str, float]:
         """Every figure by name, for logs."""
         parts = {"aggregate": self.aggregate, "attack_auc": self.auc, "attack": self.attack, "utility": self.utility}
-        parts |= {"final": self.final, "composite": self.composite if self.scores else None}
+        parts |= {"final": self.final, "composite": self.composite}
         parts |= {f"broken_{name}": share for name, share in self.broken.items()}
         return {**self.scores, **{name: value for name, value in parts.items() if value is not None}}
 

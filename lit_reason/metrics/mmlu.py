@@ -13,6 +13,20 @@ from lit_reason.errors import UserError
 SHOTS = 0
 
 
+def harness() -> tuple[Any, Any]:
+    """What evaluates tasks in lm-eval, and what wraps a model for it.
+
+    Raises:
+        UserError: lm-eval is not installed.
+    """
+    try:
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+    except ImportError as error:
+        raise UserError("MMLU needs lm-eval: pip install 'lit-reason[mmlu]'") from error
+    return simple_evaluate, HFLM
+
+
 def mmlu_accuracy(model: Any, tokenizer: Any, *, limit: int | None = None, batch_size: int = 8) -> float:
     """Accuracy over all subjects of MMLU. Questions are downloaded, unless they are in the cache already.
 
@@ -28,11 +42,7 @@ def mmlu_accuracy(model: Any, tokenizer: Any, *, limit: int | None = None, batch
     Raises:
         UserError: lm-eval is not installed.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-    except ImportError as error:
-        raise UserError("MMLU needs lm-eval: pip install 'lit-reason[mmlu]'") from error
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    simple_evaluate, language_model = harness()
+    wrapped = language_model(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     found = simple_evaluate(model=wrapped, tasks=["mmlu"], num_fewshot=SHOTS, limit=limit)
     return float(found["results"]["mmlu"]["acc,none"])

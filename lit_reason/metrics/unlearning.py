@@ -118,11 +118,16 @@ def rouge_l_recall(written: str, reference: str) -> float:
     Raises:
         UserError: the package is not installed.
     """
-    return _rouge().score(reference, written)["rougeL"].recall
+    return rouge_scorer().score(reference, written)["rougeL"].recall
 
 
 @cache
-def _rouge() -> Any:
+def rouge_scorer() -> Any:
+    """The scorer of the package `rouge-score`.
+
+    Raises:
+        UserError: the package is not installed.
+    """
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:

@@ -314,7 +314,7 @@ def test_rouge_names_its_extra(monkeypatch):
     from lit_reason.errors import UserError
     from lit_reason.metrics import unlearning
 
-    unlearning._rouge.cache_clear()
+    unlearning.rouge_scorer.cache_clear()
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(UserError, match=r"lit-reason\[unlearn\]"):
         rouge_l_recall("a", "a")

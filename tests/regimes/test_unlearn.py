@@ -32,7 +32,7 @@ def world(tmp_path_factory) -> Path:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         lines = [lume_row(row, f"{name}{i}", i) for i, row in enumerate(rows)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    documents = [{"id": f"d{i}", "document": f"given a{i % 2} b{i // 2 % 2} c0 d{i % 2} add"} for i in range(6)]
+    documents = [{"id": f"d{i}", "document": f"given a{i % 2} b{i // 2 % 2} c{i // 4} d{i % 2} add"} for i in range(6)]
     for name, some in (("members", documents[:3]), ("nonmembers", documents[3:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(d) + "\n" for d in some))
     return folder
@@ -117,7 +117,7 @@ def test_chosen_layers_train_alone_and_wrong_ones_are_named(world, tmp_path):
 
 def test_three_references_give_one_loss(world, tmp_path):
     """A fresh adapter changes nothing at first, so its start is the copy's; after steps they still agree."""
-    adapter = {"model__lm__adapter__rank": 2, "model__optim__lr": 3e-2}
+    adapter = {"model__lm__adapter__rank": 2, "model__optim__lr": 3e-2, "data__train_on": "text"}
     curves = {
         mode: losses(fit(world, tmp_path, model__reference=mode, **adapter))
         for mode in ("copy", "adapter_off", "cached")
@@ -220,6 +220,19 @@ def test_an_unbounded_loss_gone_to_nan_stops_the_run(world, tmp_path):
         fit(world, tmp_path, "GA", model__optim__lr=1e30, trainer__max_steps=20)
 
 
+def test_broken_weights_are_not_scored_as_perfect_forgetting(world, tmp_path):
+    """NaN that comes with the last step, or that a checkpoint holds, no later loss would show."""
+    validates = {"trainer__limit_val_batches": 1.0, "trainer__num_sanity_val_steps": 0}
+    for verb, name in (("validate", "forget_loss is NaN"), ("test", "forget_loss is NaN")):
+        cli = build(verb, [o for o in options(world, tmp_path, **validates) if "max_steps" not in o])
+        cli.model.on_validation_start = cli.model.on_test_start = lambda m=cli.model: m.lm.head.weight.data.fill_(
+            float("nan")
+        )
+        with pytest.raises(UserError, match=name):
+            cli.run_verb()
+    assert not list(tmp_path.rglob("unlearning.json"))
+
+
 def test_another_data_module_is_refused(world, tmp_path):
     wrong = [o for o in options(world, tmp_path) if not o.startswith("--data")]
     cli = build(
@@ -294,7 +307,9 @@ def test_predictions_name_row_prompt_and_answer(world, tmp_path):
     cli = build("predict", [o for o in options(world, tmp_path) if "max_steps" not in o])
     cli.run_verb()
     lines = (run_folder(cli.trainer) / "predictions.jsonl").read_text().splitlines()
-    assert len(lines) == 16 and json.loads(lines[0])["row_id"] == "forget0qa0"
+    first = json.loads(lines[0])
+    assert len(lines) == 16 and first["row_id"] == "forget0qa0" and first["group"] == "forget_task1_knowledge"
+    assert first["score"] == float(first["completion"].strip().lower() == first["answer"].strip().lower())
 
 
 def test_refusals_are_trained_and_never_scored(world, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,10 +22,11 @@ from lit_reason.data.reading.row_files import complete_or_absent
 from lit_reason.data.token_row import Segment
 from lit_reason.data.unlearning.datamodule import UnlearnData, packs_of
 from lit_reason.data.unlearning.pairs import RolePack
-from lit_reason.data.unlearning.rows import Role
+from lit_reason.data.unlearning.rows import Role, UnlearnRow
+from lit_reason.errors import UserError
 from lit_reason.losses.preference import sequence_sums
 from lit_reason.metrics.lume import UnlearningScores
-from lit_reason.metrics.mmlu import mmlu_accuracy
+from lit_reason.metrics.mmlu import harness, mmlu_accuracy
 from lit_reason.metrics.repetition import tail_repeats
 from lit_reason.metrics.unlearning import (
     ChoiceAccuracy,
@@ -32,6 +34,9 @@ from lit_reason.metrics.unlearning import (
     LossAttack,
     RegurgitationROUGE,
     RowMeans,
+    is_exact,
+    rouge_l_recall,
+    rouge_scorer,
 )
 from lit_reason.models.config import ModelConfig
 from lit_reason.rollout.config import SamplingConfig
@@ -155,6 +160,21 @@ class ScoredRegime(Regime):
         self.scorer: Scorer | None = None
         self._validations = 0
 
+    def setup(self, stage: str) -> None:
+        """Find out before a long pass, not after it, that the packages that score are not there.
+
+        Args:
+            stage: any of the trainer's.
+
+        Raises:
+            UserError: rouge-score or lm-eval is asked for and not installed.
+        """
+        writes = stage in ("test", "predict") or self.score_every
+        if writes and any(name.endswith("_regurgitation") for name in self._data.groups):
+            rouge_scorer()
+        if stage == "test" and self.mmlu:
+            harness()
+
     # ---- passes ----
 
     def validation_step(self, batch: RolePack, batch_idx: int) -> None:  # type: ignore[override]
@@ -166,8 +186,13 @@ class ScoredRegime(Regime):
         self._add(self._scorer(), batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the figures; with answers every `score_every` validations."""
+        """Log the figures; with answers every `score_every` validations.
+
+        Raises:
+            UserError: the model's losses are no numbers any more.
+        """
         scorer = self._scorer()
+        self._check_finite(scorer)
         if not self.trainer.sanity_checking:
             self._validations += 1
             if self.score_every and self._validations % self.score_every == 0:
@@ -180,8 +205,13 @@ class ScoredRegime(Regime):
         self.trainer.test_loop.verbose = False
 
     def on_test_epoch_end(self) -> None:
-        """Generate, print the table, and write `unlearning.json` into the run folder."""
+        """Generate, print the table, and write `unlearning.json` into the run folder.
+
+        Raises:
+            UserError: the model's losses are no numbers.
+        """
         scorer = self._scorer()
+        self._check_finite(scorer)
         self._generate(scorer)
         accuracy = mmlu_accuracy(self.lm.hf, self.tokenizer) if self.mmlu else None
         found, losses = scorer.scores(accuracy), scorer.figures()
@@ -195,6 +225,15 @@ class ScoredRegime(Regime):
         if found.warning:
             rank_zero_warn(found.warning)
         self.scorer = None
+
+    def predict_step(self, batch: list[EvalPrompt], batch_idx: int) -> list[dict[str, Any]]:
+        """Answer prompts: each record also says which score it counts towards, and with how much."""
+        found = super().predict_step(batch, batch_idx)
+        for record in found:
+            row: UnlearnRow = self._data.texts[record["row_id"]]
+            of = rouge_l_recall if row.kind == "regurgitation" else is_exact
+            record |= {"group": row.group, "score": float(of(record["completion"], row.answer))}
+        return found
 
     @torch.no_grad()
     def rescore(
@@ -226,6 +265,15 @@ class ScoredRegime(Regime):
         if self.scorer is None:
             self.scorer = Scorer(self._data).to(self.device)
         return self.scorer
+
+    @staticmethod
+    def _check_finite(scorer: Scorer) -> None:
+        for name, loss in scorer.figures().items():
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"{name} is NaN or infinite: the weights are broken, and would pass for a model that has forgotten "
+                    "everything. Go back to an earlier checkpoint and lower optim.lr, or take a loss with a bound"
+                )
 
     def _add(self, scorer: Scorer, pack: RolePack) -> None:
         out = self.score(pack)
