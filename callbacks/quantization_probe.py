@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from lit_reason.callbacks.relearn_probe import memory
-from lit_reason.core.probe import need_scores, report, weights_put_back
+from lit_reason.core.probe import need_scores, need_whole_weights, report, weights_put_back
 from lit_reason.data.unlearning.rows import Role
 from lit_reason.errors import UserError, did_you_mean
 
@@ -37,9 +37,10 @@ class QuantizationProbe(Callback):
         """Find out before training that the probe cannot run.
 
         Raises:
-            UserError: bitsandbytes is not installed.
+            UserError: nothing to measure by, weights in shards, or no bitsandbytes.
         """
         need_scores(pl_module, "QuantizationProbe")
+        need_whole_weights(pl_module, "QuantizationProbe")
         _functional()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

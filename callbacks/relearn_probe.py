@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_reason.core.probe import need_scores, report, weights_put_back
+from lit_reason.core.probe import need_scores, need_whole_weights, report, weights_put_back
 from lit_reason.data.unlearning.datamodule import packs_of
 from lit_reason.data.unlearning.pairs import RoleRows
 from lit_reason.data.unlearning.rows import Role, document_of
@@ -38,9 +38,10 @@ class RelearnProbe(Callback):
         """Find out before training that the probe cannot run.
 
         Raises:
-            UserError: nothing to measure by, or a single document.
+            UserError: nothing to measure by, weights in shards, or a single document.
         """
         need_scores(pl_module, "RelearnProbe")
+        need_whole_weights(pl_module, "RelearnProbe")
         if not halves(trainer.datamodule.store)[1]:  # type: ignore[attr-defined]
             raise UserError("RelearnProbe needs at least two documents to forget: one to show, one to ask for")
 

@@ -35,17 +35,29 @@ def weights_put_back(module: nn.Module) -> Iterator[None]:
 
 
 def need_scores(pl_module: Any, probe: str) -> None:
-    """Refuse a module that cannot say what it remembers, and weights in shards.
+    """Refuse a module that cannot say what it remembers.
 
     Args:
         pl_module: the module of the run.
         probe: name of the callback that asks.
 
     Raises:
-        UserError: it has no `rescore`, or its weights are spread over processes.
+        UserError: it has no `rescore`.
     """
     if not hasattr(pl_module, "rescore"):
         raise UserError(f"{probe} asks what a model remembers: it needs UnlearnRegime, not {type(pl_module).__name__}")
+
+
+def need_whole_weights(pl_module: Any, probe: str) -> None:
+    """Refuse weights in shards, which a probe cannot change and put back.
+
+    Args:
+        pl_module: the module of the run.
+        probe: name of the callback that asks.
+
+    Raises:
+        UserError: its weights are spread over processes.
+    """
     if pl_module.device_mesh is not None:
         raise UserError(f"{probe} changes whole weights and puts them back; use trainer.strategy auto or ddp with it")
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from dist import two_ranks
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_reason.callbacks.quantization_probe import QuantizationProbe
@@ -89,7 +90,7 @@ def test_an_adapter_is_merged_rounded_and_taken_out_again(folder):
 def watched(folder: Path, guard: UnlearningGuard, **settings: object):
     questions = {"data__utility": folder / "questions.jsonl", "trainer__limit_val_batches": 1.0}
     often = {"trainer__max_epochs": 6, "trainer__max_steps": -1, "trainer__num_sanity_val_steps": 0}
-    return run(folder, guard, **questions, **often, **settings)[0]
+    return run(folder, guard, **{**questions, **often, **settings})[0]
 
 
 def test_the_guard_stops_where_rows_are_forgotten_far_enough(folder):
@@ -131,6 +132,35 @@ def test_the_guard_lets_a_sound_run_finish(folder):
     with pytest.warns(UserWarning, match=r"no better than guessing \(0\.333\)"):
         cli = watched(folder, guard, model__optim__lr=1e-6)
     assert guard.reason == "" and cli.trainer.current_epoch == 6 and guard.state_dict() == {"start": guard.start}
+
+
+def _guarded(folder: Path, **spread: object) -> tuple[float, float]:
+    guard = UnlearningGuard(min_utility=0.01)
+    cli = watched(folder, guard, trainer__max_epochs=1, **spread)
+    assert guard.start is not None
+    return guard.start, float(cli.trainer.callback_metrics["val/forget_loss"])
+
+
+def _guarded_in_shards(folder: Path) -> tuple[float, float]:
+    return _guarded(folder, trainer__strategy="fsdp2", trainer__devices=2, data__batch_rows=4)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_the_guard_watches_weights_in_shards(folder, tmp_path):
+    """As in `unlearn/olmo-7b-gd`."""
+    alone = _guarded(folder)
+    for in_shards in two_ranks.run(_guarded_in_shards, tmp_path, folder):
+        assert in_shards == pytest.approx(alone, rel=1e-4)
+
+
+def test_what_changes_weights_wants_them_whole_and_what_looks_does_not():
+    sharded = SimpleNamespace(device_mesh=object(), rescore=lambda: None, trainer=SimpleNamespace(datamodule=None))
+    for probe in (RelearnProbe(), QuantizationProbe()):
+        with pytest.raises(UserError, match=rf"{type(probe).__name__} changes whole weights.*ddp"):
+            probe.on_train_start(sharded.trainer, sharded)
+    with pytest.raises(UserError, match="this run has none"):  # shards are no obstacle
+        UnlearningGuard().on_train_start(SimpleNamespace(enable_validation=False), sharded)
 
 
 def test_what_cannot_be_watched_is_refused(folder):
