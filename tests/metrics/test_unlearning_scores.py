@@ -305,7 +305,10 @@ def test_figures_are_plain_numbers():
 def test_the_composite_is_not_hidden_by_one_zero():
     scores = {name: 0.5 for name in GROUPS} | {"forget_task1_knowledge": 1.0}
     assert UnlearningScores(scores, 0.5, 0.5).aggregate == 0.0
-    assert UnlearningScores(scores, 0.5, 0.5).composite > 0.5
+    clipped = 12 / (11 / 0.5 + 1 / FLOOR)
+    assert UnlearningScores(scores, 0.5, 0.5).composite == pytest.approx((clipped + 1.0 + 0.5) / 3)
+    assert UnlearningScores({}, 0.75, 0.3).composite == pytest.approx(0.4)  # documents alone have no aggregate
+    assert UnlearningScores({}).composite is None and UnlearningScores({}).figures() == {}
 
 
 def test_rouge_names_its_extra(monkeypatch):

@@ -339,6 +339,9 @@ def test_retain_rows_are_walked_through_in_turn_over_epochs():
     assert len(found) == 42
     laps = [found[i : i + 10] for i in range(0, 40, 10)]
     assert all(sorted(lap) == list(range(7, 17)) for lap in laps) and laps[0] != laps[1]
+    chunked = [i for i in met(sampler(chunk_rows=3, chunk_passes=2), epochs=3) if i >= 7]
+    assert all(sorted(chunked[i : i + 10]) == list(range(7, 17)) for i in range(0, 40, 10)) and len(chunked) == 42
+    assert len(sampler(chunk_passes=2)) == len(sampler())  # passes are of chunks
 
 
 def test_partners_do_not_depend_on_the_size_of_batches_or_the_number_of_processes():

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lit_reason.core.config import OptimConfig
@@ -222,8 +221,6 @@ class ScoredRegime(Regime):
             with complete_or_absent(folder / "unlearning.json") as unfinished:
                 unfinished.write_text(json.dumps(losses | found.figures(), indent=2) + "\n", encoding="utf-8")
             print(f"{found.table()}\nscores  {folder / 'unlearning.json'}")
-        if found.warning:
-            rank_zero_warn(found.warning)
         self.scorer = None
 
     def predict_step(self, batch: list[EvalPrompt], batch_idx: int) -> list[dict[str, Any]]:

@@ -92,7 +92,7 @@ class Step:
     def reference_sums(self, role: Role) -> Tensor:
         """Summed log-probability of each row of a role before training."""
         if self.pack.reference is not None:
-            return self.pack.reference[self.pack.rows_of(role)] * self.pack.counts[self.pack.rows_of(role)]
+            return self.pack.reference[self.pack.rows_of(role)]
         return self._reference_sums(role)
 
     @torch.no_grad()
