@@ -44,7 +44,7 @@ class Steering(Callback):
         if not steer.mix:
             raise UserError(
                 f"Steering.steer.mix is empty: name directions and weights; {file} has "
-                f"{', '.join(self.directions.names)}"
+                f"{', '.join(self.directions.vectors)}"
             )
         self.hook: SteeringHook | None = None
 

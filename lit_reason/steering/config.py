@@ -20,7 +20,7 @@ class DirectionConfig:
             mean as it is, `caa` the mean difference within pairs at the last token, `probe_weight` the probe's own
             weights, `act_add` the difference of two prompts, `random` a Gaussian vector.
         layer: decoder layer whose output is read and steered, from 0; None takes the one whose probe has the lowest
-            out-of-fold loss, without any generation.
+            loss on texts it has not seen (with `folds` 0: on those it has), without any generation.
         layers: layers to choose from when `layer` is None; None takes eight from the second to the last but one.
         segment: what a feature is: every `token`, the `mean` over the segment, or its tokens end to end (`concat`).
         first: position in the text at which the segment begins; position 0 is an outlier in many models.
@@ -63,7 +63,7 @@ class SteerConfig:
 
     Args:
         mix: weight of each direction, by name; a negative weight steers away.
-        strength: factor on the whole mix; None takes the file's own.
+        strength: factor on the whole mix; None takes the file's own, which is that of the fit that made it.
         unit: `residual_norm` makes each direction as long as the layer's median state, so that strengths compare
             between layers and models; `raw` adds them as they were found.
         phases: steer the tokens of the `prompt`, those of the `generation`, or `all`.

@@ -6,7 +6,6 @@ Shape letters: D width, s tokens of a segment, K classes.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -57,6 +56,11 @@ class Directions:
     def width(self) -> int:
         """D."""
         return next(iter(self.vectors.values())).shape[-1]
+
+    @property
+    def laid_from(self) -> int:
+        """Position of a row at which a direction of several tokens begins: where it was read, for ActAdd the front."""
+        return 0 if self.facts.get("method") == "act_add" else int(self.facts.get("first", 0))
 
     def get(self, name: str) -> Tensor:
         """A direction by name.
@@ -256,8 +260,4 @@ def cosines(vectors: Sequence[Tensor]) -> Iterator[tuple[int, int, float]]:
     for i, a in enumerate(vectors):
         for j in range(i + 1, len(vectors)):
             if a.shape == vectors[j].shape:
-                yield (
-                    i,
-                    j,
-                    float((a * vectors[j]).sum() / math.sqrt(float(a.square().sum() * vectors[j].square().sum()))),
-                )
+                yield i, j, float((a * vectors[j]).sum() / (a.norm() * vectors[j].norm()))

@@ -75,7 +75,9 @@ def watched_layers(config: DirectionConfig, model: Any) -> list[int]:
 def probe_losses(
     held: Features, names: list[str], config: DirectionConfig, seed: int
 ) -> tuple[list[float], list[Tensor]]:
-    """Out-of-fold log-loss of each layer's probe, all classes weighing the same, and its log-probabilities.
+    """Log-loss of each layer's probe, all classes weighing the same, and its log-probabilities.
+
+    Out of fold, or of a probe that has seen all texts where `folds` is 0.
 
     Args:
         held: features of all watched layers.
@@ -129,9 +131,9 @@ def solve(
     Raises:
         UserError: a class has no feature, or the method lacks what it needs.
     """
-    held = bank.content()
-    missing = [name for k, name in enumerate(names) if not (held.labels_N == k).any()]
-    if missing:
+    held = bank.content() if bank else None
+    missing = [name for k, name in enumerate(names) if held is None or not (held.labels_N == k).any()]
+    if held is None or missing:
         raise UserError(
             f"class '{missing[0]}' has no text that is long enough: the segment begins at position {config.first} and "
             f"has {config.length if config.length else 'at least 1'} tokens (direction.first, direction.length)"
@@ -169,7 +171,7 @@ def solve(
             "classes": names,
             "method": config.method,
             "segment": config.segment,
-            "first": 0 if config.method == "act_add" else config.first,  # those are added from the front of the prompt
+            "first": config.first,
             "length": config.length,
             "beta": config.beta,
             "centered": config.center,

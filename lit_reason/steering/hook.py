@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from lit_reason.errors import UserError
 from lit_reason.steering.collect import chosen_layers, output_states
 from lit_reason.steering.config import SteerConfig
-from lit_reason.steering.direction_file import Directions, check_model, cosines, model_facts
+from lit_reason.steering.direction_file import Directions, check_model, model_facts
 
-CONTRADICTION = -0.5  # cosine of two wanted directions below which one is told
+CANCELLED = 0.5**0.5  # one is told of a sum shorter than this share of what it were at right angles: a cosine of -0.5
 
 
 class SteeringHook:
@@ -40,7 +40,7 @@ class SteeringHook:
         generated_BT: for passes without a KV cache, which positions count as generation; needed unless `phases` is all.
 
     Raises:
-        UserError: the directions belong to another model, or a name or a setting is wrong.
+        UserError: the directions belong to another model, a name or a setting is wrong, or there is no strength.
     """
 
     def __init__(self, base: Any, directions: Directions, config: SteerConfig) -> None:
@@ -68,15 +68,6 @@ class SteeringHook:
         """
         self._by_row = False
         self._use(list(mix), torch.tensor([[float(w) for w in mix.values()]]))
-        vectors = [self.directions.get(name) for name in mix]
-        for i, j, cosine in cosines(vectors):
-            a, b = list(mix)[i], list(mix)[j]
-            if mix[a] * mix[b] * cosine < CONTRADICTION * abs(mix[a] * mix[b]):
-                warnings.warn(
-                    f"directions '{a}' and '{b}' pull apart: with these weights their cosine is below "
-                    f"{CONTRADICTION:g}, and much of the sum cancels",
-                    stacklevel=2,
-                )
 
     def set_rows(self, mixes: Sequence[Mapping[str, float]]) -> None:
         """Add a mix of its own to each row of the batches to come.
@@ -92,19 +83,31 @@ class SteeringHook:
         self._use(names, torch.tensor([[float(mix.get(name, 0.0)) for name in names] for mix in mixes]))
 
     def _use(self, names: list[str], weights_BK: Tensor) -> None:
-        unit = torch.stack([self._scaled(self.directions.get(n)) for n in names]) if names else None
-        if unit is None:
-            self._vectors_B = torch.zeros(len(weights_BK), self.directions.width)
+        if names:
+            parts = torch.stack([self._scaled(self.directions.get(name)) for name in names])  # [K, D] or [K, s, D]
+            sums_B = torch.einsum("bk,k...->b...", weights_BK, parts)
+            _tell_of_cancelling(names, weights_BK * parts.flatten(1).norm(dim=-1), sums_B.flatten(1).norm(dim=-1))
         else:
-            self._vectors_B = torch.einsum("bk,k...->b...", weights_BK, unit)  # [B, D] or [B, s, D]
-        self._vectors_B = self._capped(self._vectors_B * self.strength)
+            sums_B = torch.zeros(len(weights_BK), self.directions.width)
+        self._vectors_B = self._capped(sums_B * self.strength)
         self._placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     @property
     def strength(self) -> float:
-        """The factor on the mix."""
-        given = self.config.strength
-        return float(self.directions.facts.get("strength", 1.0)) if given is None else given
+        """The factor on the mix: the configured one, else the file's.
+
+        Raises:
+            UserError: there is neither, or the file's is in another unit.
+        """
+        facts, unit = self.directions.facts, self.config.unit
+        if self.config.strength is not None:
+            return self.config.strength
+        if facts.get("strength") is None or facts.get("unit") != unit:
+            raise UserError(
+                f"steering: strength is missing, and the file has none of its own in the unit {unit}; for "
+                "residual_norm, 0.1 to 0.3 is a good begin"
+            )
+        return float(facts["strength"])
 
     def _scaled(self, vector: Tensor) -> Tensor:
         if self.config.unit == "raw":
@@ -150,6 +153,12 @@ class SteeringHook:
             "cached": cache is not None,
             "past": cache.get_seq_length() if cache is not None else 0,
         }
+        mask = self._pass["mask"]
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+            raise UserError(
+                "steering: the attention mask of this pass is none of rows and tokens, so that nothing says where its "
+                "padding is; call the model with a mask of two dimensions"
+            )
 
     def _add(self, module: nn.Module, args: tuple, output: Any) -> Any:
         hidden_BTD = output_states(output)
@@ -181,10 +190,6 @@ class SteeringHook:
     def _chosen(self, hidden_BTD: Tensor) -> Tensor | bool:
         """Which positions are steered: a mask `[B or 1, T]`, True for all, False for none."""
         config, mask, steps = self.config, self._pass["mask"], hidden_BTD.shape[1]
-        if mask is not None and mask.ndim != 2:
-            raise UserError(
-                f"steering: the attention mask has {mask.ndim} dimensions; it knows masks of rows and tokens"
-            )
         one_by_one = self._pass["past"] > 0 and steps == 1
         chosen: Tensor | bool = True
         if config.phases != "all":
@@ -218,7 +223,7 @@ class SteeringHook:
         rows = self._rows(hidden_BTD, len(vectors_B)) if self._by_row else torch.zeros_like(self._positions(hidden_BTD))
         if vectors_B.ndim == 2:
             return vectors_B[rows]
-        piece = self._positions(hidden_BTD) - int(self.directions.facts.get("first", 0))
+        piece = self._positions(hidden_BTD) - self.directions.laid_from
         inside = (piece >= 0) & (piece < vectors_B.shape[1])
         return vectors_B[rows, piece.clamp(0, vectors_B.shape[1] - 1)] * inside[..., None].to(hidden_BTD.dtype)
 
@@ -233,6 +238,24 @@ class SteeringHook:
                 return rows
         raise UserError(
             f"steering: {count} mixes were set for rows, and this pass has other rows ({batch} in the batch)"
+        )
+
+
+def _tell_of_cancelling(names: Sequence[str], lengths_BK: Tensor, found_B: Tensor) -> None:
+    """Warn of the first mix whose directions take much of each other away.
+
+    Args:
+        names: of the directions.
+        lengths_BK: length of each direction as weighted.
+        found_B: length of each mix's sum.
+    """
+    free_B = lengths_BK.norm(dim=-1)  # of the sum, were all at right angles
+    for row in (found_B < CANCELLED * free_B).nonzero()[:1, 0].tolist():
+        mixed = ", ".join(name for name, length in zip(names, lengths_BK[row], strict=True) if length)
+        warnings.warn(
+            f"directions pull apart: with these weights, the sum of {mixed} is {float(found_B[row] / free_B[row]):.0%} "
+            "as long as if they had nothing to do with each other",
+            stacklevel=2,
         )
 
 

@@ -113,4 +113,4 @@ class AmnesicRegime(SteeringRegime):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["features"] = []
+        checkpoint["collection"]["banks"] = []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,10 +15,15 @@ from lit_reason.cli.reason_cli import build
 from lit_reason.core.metrics_log import read_metrics
 from lit_reason.core.run_folder import run_folder
 from lit_reason.errors import UserError
+from lit_reason.regimes.steering.collection import Collection
+from lit_reason.regimes.steering.config import TrialConfig
+from lit_reason.regimes.steering.trial_run import check_trial
+from lit_reason.steering.bank import Features
+from lit_reason.steering.config import DirectionConfig
 from lit_reason.steering.direction_file import read_directions
 from lit_reason.tasks import chain
 from lit_reason.tasks.problem_file import write_problems
-from lit_reason.tasks.student import write_student
+from lit_reason.tasks.student import StudentConfig, write_student
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +34,16 @@ def folder(tmp_path_factory):
     write_student(folder / "base", chain.words(config))
     write_problems(folder / "styles.jsonl", partial(chain.styled, config, 0), 120)
     return folder
+
+
+@pytest.fixture(scope="module")
+def misfits(folder):
+    """What the files of the fit do not go with: a model of another width, other labels, a prompt's wrong mix."""
+    write_student(folder / "narrow", chain.words(chain.ChainConfig()), StudentConfig(width=32))
+    rows = [{"text": f"so {i}", "label": i % 2} for i in range(60)]
+    (folder / "kinds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asks = [{"prompt": "so", "mix": {"direct": 1}}, {"prompt": "so", "mix": {"wanderin": 1}}]
+    (folder / "asks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asks))
 
 
 def arguments(folder, name, **settings):
@@ -58,7 +75,8 @@ def go(folder, verb="fit", name="run", **settings):
 
 @pytest.fixture(scope="module")
 def fitted(folder):
-    cli, _ = go(folder, model__gguf="true", model__direction__layers="[1]")
+    settings = {"model__steer__strength": 0.6, "model__gguf": "true", "model__direction__layers": "[1]"}
+    cli, _ = go(folder, **settings)
     return cli, run_folder(cli.trainer)
 
 
@@ -75,7 +93,8 @@ def test_fit_writes_a_file_that_says_where_it_comes_from(fitted, file):
     assert facts["model"]["id"] == str(cli.model.lm_config.path) and facts["model"]["model_type"] == "llama"
     assert sum(facts["texts"].values()) == len(cli.datamodule.parts["train"]) and facts["short_texts"] == 0
     assert facts["counts"]["direct"]["selected"] <= facts["counts"]["direct"]["total"] == facts["texts"]["direct"]
-    assert len(facts["data_hash"]) == 24
+    assert len(facts["data_hash"]) == 24 and facts["split"] == {"holdout": 0.2, "judge_share": 0.3, "seed": 0}
+    assert (facts["strength"], facts["unit"]) == (0.6, "residual_norm")
 
 
 def test_fit_logs_what_the_probe_knows_in_and_out_of_sample(fitted):
@@ -87,19 +106,30 @@ def test_fit_logs_what_the_probe_knows_in_and_out_of_sample(fitted):
     assert {p.name for p in fitted[1].glob("*.gguf")} == {"direct.gguf", "wandering.gguf"}
 
 
-def test_validate_reads_the_file(folder, file, fitted):
-    cli, (figures,) = go(folder, "validate", "validate", model__file=file)
+def test_validate_reads_the_file_and_the_texts_as_its_fit_did(folder, file, fitted):
+    cli, (figures,) = go(folder, "validate", "validate", model__file=file, model__direction__segment="token")
     log = read_metrics(fitted[1] / "metrics.csv")
     assert figures["val/probe_loss"] == pytest.approx(log.last("val/probe_loss"), rel=1e-4)
 
 
 def test_a_checkpoint_serves_in_place_of_the_file(folder, fitted):
+    """It knows classes, layers and segment: predict needs no history, and the recipe may say another segment."""
     (checkpoint,) = fitted[1].glob("checkpoints/*.ckpt")
-    cli, _ = go(folder, "validate", "ckpt", ckpt_path=checkpoint, model__direction__layers="[1]")
-    ours, theirs = cli.model.directions, read_directions(fitted[1] / "directions.safetensors")
-    assert ours.layer == theirs.layer and all(torch.equal(ours.vectors[n], theirs.vectors[n]) for n in theirs.vectors)
+    theirs = read_directions(fitted[1] / "directions.safetensors")
+    steer = '{"mix": {"direct": 1.0}, "strength": 0.5}'
+    for verb, settings in (
+        ("validate", {"model__direction__segment": "token"}),
+        ("predict", {"model__steer": steer, "data__history": None}),
+    ):
+        cli, _ = go(folder, verb, "ckpt", ckpt_path=checkpoint, **settings)
+        ours = cli.model.directions
+        assert ours.layer == theirs.layer and all(
+            torch.equal(ours.vectors[n], theirs.vectors[n]) for n in theirs.vectors
+        )
     with pytest.raises(UserError, match="give model.file, or ckpt_path"):
         go(folder, "validate", "none")
+    with pytest.raises(UserError, match="features of other texts, .*what differs: split, pairs, layers"):
+        go(folder, "fit", "ckpt", ckpt_path=checkpoint, data__seed=1, data__pair_field="label")
 
 
 def test_test_tries_every_direction_and_writes_a_page(folder, file, capsys):
@@ -132,12 +162,12 @@ def test_predict_mixes_and_each_prompt_may_have_its_own(folder, file):
     mix = {"direct": 1.0, "wandering": -0.5}
     cli, _ = go(
         folder, "predict", "predict", model__file=file, data__prompts=folder / "prompts.jsonl",
-        model__steer__mix=json.dumps(mix), model__steer__strength=0.7, data__history=None,
+        model__steer__mix=json.dumps(mix), data__history=None,
     )  # fmt: skip
     lines = [json.loads(line) for line in (run_folder(cli.trainer) / "predictions.jsonl").read_text().splitlines()]
     assert [(r["row_id"], r["sample"]) for r in lines] == [(f"prompts.jsonl:{i}", s) for i in (1, 2, 3) for s in (0, 1)]
     assert [r["mix"] for r in lines[::2]] == [mix, {"wandering": 2.0}, {"direct": 0.0}]
-    assert all(r["strength"] == 0.7 and r["completion"] for r in lines)
+    assert all(r["strength"] == 0.6 and r["completion"] for r in lines)
     assert not any(layer._forward_hooks for layer in cli.model.lm.base.model.layers)
 
 
@@ -151,7 +181,7 @@ def test_every_method_stands_behind_the_same_switch(folder, method):
     assert found.facts["method"] == method
     assert list(found.vectors) == (["direct"] if method == "act_add" else ["direct", "wandering"])
     if method == "act_add":
-        assert found.vectors["direct"].shape[0] > 1 and found.facts["first"] == 0
+        assert found.vectors["direct"].shape[0] > 1 and found.laid_from == 0
 
 
 def test_texts_shorter_than_the_segment_are_counted_and_none_left_is_refused(folder):
@@ -186,15 +216,46 @@ def test_a_control_vector_that_cannot_be_written_is_refused_before_anything_is_r
         ("predict", {}, "nothing says which directions to add"),
         ("predict", {"model__steer__mix": '{"direkt": 1}'}, "no direction is called 'direkt' (did you mean 'direct'?)"),
         ("test", {"model__trial__targets": '["wanderin"]'}, "no direction is called 'wanderin'"),
-        ("test", {"data__judge_share": 0}, "data.judge_share"),
+        ("predict", {"data__prompts": "@asks.jsonl"}, "asks.jsonl:2: no direction is called 'wanderin'"),
+        ("test", {"data__judge_share": 0}, "set data.holdout 0.2, data.judge_share 0.3, data.seed 0, or give another"),
+        ("validate", {"data__history": "@kinds.jsonl"}, "classes are direct, wandering; those of data.history 0, 1"),
+        ("validate", {"model__lm__path": "@narrow"}, "the directions are 64 wide and belong to"),
+        ("test", {"model__trial__strengths": "[]"}, "trial.strengths is []; it must be numbers from 0 on"),
         ("validate", {"model__file": "nowhere.safetensors"}, "nowhere.safetensors does not exist"),
         ("fit", {"model__direction__beta": 0.999999}, "lower beta"),
         ("fit", {"model__direction__layer": 9}, "layer 9: this model has 2 decoder layers"),
         ("fit", {"model__direction__metod": "mean"}, "did you mean 'method'"),
     ],
 )
+@pytest.mark.usefixtures("misfits")
 def test_mistakes_are_told_in_one_message(folder, file, verb, settings, message, capsys):
+    settings = {k: v.replace("@", f"{folder}/") if isinstance(v, str) else v for k, v in settings.items()}
     settings = {"model__file": file, **settings} if verb != "fit" else settings
     assert door.main([verb, *arguments(folder, "wrong", **settings)]) == 2
     err = capsys.readouterr().err
     assert message.lower() in err.lower() and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"strengths": [0.1, -0.1]}, "trial.strengths is [0.1, -0.1]; it must be numbers from 0 on"),
+        ({"strengths": [float("inf")]}, "trial.strengths is [inf]"),
+        ({"targets": []}, "trial.targets is empty"),
+        ({"perplexity_ratio": 0.5}, "trial.perplexity_ratio is 0.5; it must be at least 1"),
+    ],
+)
+def test_a_trial_of_nothing_is_refused(wrong, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        check_trial(TrialConfig(**wrong))
+
+
+def test_a_collection_that_goes_on_has_lost_nothing():
+    before, after = Collection(DirectionConfig(), 0), Collection(DirectionConfig(), 0)
+    numbers = np.arange(4)
+    before.bank.add(Features(torch.randn(4, 1, 2), torch.ones(4, 1), numbers % 2, numbers, numbers))
+    before.short, before.origin = {7, 2}, {"classes": ["a", "b"], "layers": [1]}
+    after.short = {5}
+    after.load(before.state())
+    assert after.short == {2, 5, 7} and after.origin == before.origin
+    assert all(np.array_equal(a, b) for a, b in zip(after.bank.content(), before.bank.content(), strict=True))

@@ -146,6 +146,8 @@ def test_the_layer_whose_probe_knows_best_is_taken():
 def test_a_class_without_features_is_named():
     with pytest.raises(UserError, match="class 'z' has no text that is long enough: the segment begins at position 1"):
         solve(layered_bank([1.0]), [0], ["x", "y", "z"], DirectionConfig(), width=4, facts={})
+    with pytest.raises(UserError, match="class 'x' has no text that is long enough"):
+        solve(FeatureBank(100, 0), [0], ["x", "y"], DirectionConfig(), width=4, facts={})
 
 
 def test_concat_directions_have_a_piece_for_each_token():

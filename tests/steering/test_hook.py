@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -189,8 +190,15 @@ def test_units(model):
         capped, (0.25 * NORM * unit(there.vectors["a"])).double().expand_as(gap), rtol=1e-5, atol=1e-5
     )
     assert torch.equal(added(model, replace(STEER, max_norm=9.0))[0], gap)
-    own = replace(there, facts={**there.facts, "strength": 0.4})
-    torch.testing.assert_close(added(model, replace(STEER, strength=None), own)[0], gap / 2)
+
+
+def test_the_file_s_strength_is_meant_where_none_is_given_and_only_in_its_unit(model):
+    there = directions(model, strength=0.4, unit="residual_norm")
+    silent = replace(STEER, strength=None)
+    torch.testing.assert_close(added(model, silent, there)[0], added(model, STEER, there)[0] / 2)
+    for file, config in ((there, replace(silent, unit="raw")), (directions(model, strength=None), silent)):
+        with pytest.raises(UserError, match=f"strength is missing, .* none of its own in the unit {config.unit}"):
+            SteeringHook(model, file, config)
 
 
 def test_lengths_are_kept_where_asked(model):
@@ -242,11 +250,35 @@ def test_adapters_and_four_bits(tmp_path, adapter):
     assert hook.passes == 1
 
 
-def test_opposite_wishes_are_told(model):
-    there = directions(model)
-    there = replace(there, vectors={"a": there.vectors["a"], "b": -there.vectors["a"]})
-    with pytest.warns(UserWarning, match="'a' and 'b' pull apart"):
-        SteeringHook(model, there, replace(STEER, mix={"a": 1.0, "b": 1.0}))
+@pytest.mark.parametrize(
+    ("vectors", "mix", "told"),
+    [
+        ({"a": [1, 0], "b": [-1, 1e-3]}, {"a": 1.0, "b": 1.0}, "the sum of a, b is 0% as long"),
+        ({"a": [1, 0], "b": [1, 0]}, {"a": 1.0, "b": -0.6}, "the sum of a, b is 34% as long"),  # .4 / sqrt(1.36)
+        ({"a": [1, 0], "b": [-0.5, 0.87], "c": [-0.5, -0.87]}, {"a": 1.0, "b": 1.0, "c": 1.0}, "of a, b, c is 0%"),
+        ({"a": [1, 0], "b": [-0.45, 0.89], "c": [0, 1]}, {"a": 1.0, "b": 1.0, "c": 0.0}, None),
+        ({"a": [1, 0], "b": [-1, 0]}, {"a": 1.0, "b": -1.0}, None),
+        ({"a": [1, 0]}, {"a": 0.0}, None),
+    ],
+    ids=["opposite", "opposite weights", "three at 120 degrees", "cosine -0.45", "one wish", "no weight"],
+)
+def test_wishes_that_cancel_are_told(vectors, mix, told):
+    model = llama(hidden_size=2, num_attention_heads=1)
+    there = replace(directions(model), vectors={n: torch.tensor(v).float() for n, v in vectors.items()})
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        SteeringHook(model, there, replace(STEER, mix=mix)).set_rows([{"a": 1.0}, mix])
+    assert [told in str(w.message) for w in heard] == [True, True] if told else not heard
+
+
+def test_a_pass_whose_padding_nothing_tells_is_refused(model):
+    with SteeringHook(model, directions(model), STEER), pytest.raises(UserError, match="none of rows and tokens"):
+        logits(model, attention_mask=torch.ones(2, 1, 5, 5, dtype=torch.bool).tril())
+
+
+def test_act_add_lies_at_the_front_wherever_texts_were_read(model):
+    gap, _ = added(model, STEER, directions(model, pieces=2, first=3, method="act_add"))
+    assert gap[:, :2].abs().min() > 0 and gap[:, 2:].abs().max() == 0
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,11 @@ class LabelledData(LightningDataModule):
         max_length: longer texts are cut to so many tokens.
         seed: of the split into parts. The order of the texts follows the run's seed.
         max_bad_rows: rows without text or label go to a quarantine file with the reason; more than this stop the run.
+
+    Attributes:
+        parts: the texts by what they are for, once they are read.
+        classes: names of the labels, in the order of their numbers.
+        provenance: what tells history and split from others: classes, hash of the texts, settings of the split.
     """
 
     def __init__(
@@ -117,7 +122,7 @@ class LabelledData(LightningDataModule):
         self.tokenizer: Any = None
         self.parts: dict[Part, list[LabelledText]] = {}
         self.classes: list[str] = []
-        self.history_hash = ""
+        self.provenance: dict[str, Any] = {}
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -148,7 +153,11 @@ class LabelledData(LightningDataModule):
             rank_zero_info(quarantine.summary())
         self.parts = split_history(history, self.holdout, self.judge_share, self.seed)
         self.classes = sorted({item.label for item in history})
-        self.history_hash = digest({"texts": [(item.text, item.label) for item in history]})
+        self.provenance = {
+            "classes": self.classes,
+            "data_hash": digest({"texts": [(item.text, item.label) for item in history]}),
+            "split": {"holdout": self.holdout, "judge_share": self.judge_share, "seed": self.seed},
+        }
         counts = ", ".join(f"{len(items)} {part}" for part, items in self.parts.items())
         rank_zero_info(f"history: {len(history)} texts of {len(self.classes)} classes ({counts})")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -34,11 +35,11 @@ def steered_answers(
         how: settings; the mix of `how.steer` is for prompts that have none.
 
     Raises:
-        UserError: a prompt has no mix, or a wrong one.
+        UserError: a prompt has no mix, or a wrong one; nothing has been generated then.
     """
     together: dict[str, list[int]] = defaultdict(list)
     for number, prompt in enumerate(prompts):
-        together[json.dumps(_mix(prompt, how.steer))].append(number)
+        together[json.dumps(_mix(prompt, how.steer, directions))].append(number)
     records: dict[tuple[int, int], dict[str, Any]] = {}
     for text, numbers in together.items():
         mix = json.loads(text)
@@ -59,14 +60,22 @@ def steered_answers(
     return [records[at] for at in sorted(records)]
 
 
-def _mix(prompt: EvalPrompt, steer: SteerConfig) -> dict[str, float]:
+def _mix(prompt: EvalPrompt, steer: SteerConfig, directions: Directions) -> dict[str, float]:
     mix = prompt.metadata.get("mix", steer.mix)
-    good = isinstance(mix, dict) and all(isinstance(w, int | float) and not isinstance(w, bool) for w in mix.values())
-    if not good:
+    if not isinstance(mix, dict) or not all(_weight(value) for value in mix.values()):
         raise UserError(f"{prompt.row_id}: mix is {mix!r}; it must be weights by name of direction")
     if not mix:
         raise UserError(
             f"{prompt.row_id}: nothing says which directions to add; give --model.steer.mix '{{name: weight}}', or a "
             "field mix in the prompt's row"
         )
+    try:
+        for name in mix:
+            directions.get(name)
+    except UserError as error:
+        raise UserError(f"{prompt.row_id}: {error}") from None
     return {name: float(weight) for name, weight in mix.items()}
+
+
+def _weight(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from lit_reason.core.ranks import from_all_ranks
 from lit_reason.core.run_folder import run_folder
@@ -16,13 +16,13 @@ from lit_reason.errors import UserError
 from lit_reason.kernels.head_loss import HeadOut
 from lit_reason.steering.bank import FeatureBank, Features
 from lit_reason.steering.collect import collected, contrast_states, segment_features, stacked
-from lit_reason.steering.config import DirectionConfig
+from lit_reason.steering.config import DirectionConfig, SteerConfig
 from lit_reason.steering.direction_file import Directions, export_gguf, model_facts, save_directions
 from lit_reason.steering.finder import solve
 
 
 class Collection:
-    """Features in bounded memory, and which texts were too short to give any.
+    """Features in bounded memory, what they were read from, and which texts were too short to give any.
 
     Args:
         config: how directions are found.
@@ -32,6 +32,27 @@ class Collection:
     def __init__(self, config: DirectionConfig, seed: int) -> None:
         self.config, self.bank = config, FeatureBank(config.cap, seed)
         self.short: set[int] = set()
+        self.origin: dict[str, Any] = {}
+
+    def begin(self, data: LabelledData, layers: Sequence[int]) -> None:
+        """Note what is read from here on.
+
+        Args:
+            data: the texts.
+            layers: whose outputs become features.
+
+        Raises:
+            UserError: the checkpoint that the run goes on from has features of something else.
+        """
+        segment = {"segment": self.config.segment, "first": self.config.first, "length": self.config.length}
+        origin = {**data.provenance, "pairs": data.pair_of, "layers": list(layers), "segment": segment}
+        other = [name for name, value in self.origin.items() if value != origin[name]]
+        if other:
+            raise UserError(
+                f"the checkpoint has features of other texts, or read otherwise; what differs: {', '.join(other)}. "
+                "Give data and direction as in the run that it is from"
+            )
+        self.origin = origin
 
     @torch.no_grad()
     def read(self, lm: Any, batch: LabelledPack, layers: Sequence[int]) -> tuple[HeadOut, Features]:
@@ -62,39 +83,56 @@ class Collection:
             cut.place_N[kept].numpy(),
         )
 
-    def state(self) -> list[dict[str, Tensor]]:
-        """What every process has collected. All processes call this together."""
-        return [state for state in from_all_ranks(self.bank.state()) if state]
+    def state(self) -> dict[str, Any]:
+        """What all processes have collected. They call this together."""
+        return {
+            "banks": [state for state in from_all_ranks(self.bank.state()) if state],
+            "short": sorted(set().union(*from_all_ranks(self.short))),
+            "origin": self.origin,
+        }
 
-    def find(self, lm: Any, tokenizer: Any, data: LabelledData, layers: Sequence[int]) -> Directions:
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take in what a checkpoint holds.
+
+        Args:
+            state: of another run's collection.
+        """
+        self.bank.merge(state["banks"])
+        self.short |= set(state["short"])
+        self.origin = dict(state["origin"])
+
+    def find(self, lm: Any, tokenizer: Any, steer: SteerConfig) -> Directions:
         """The directions in all that was collected. All processes call this together, and get the same.
 
         Args:
             lm: the language model.
             tokenizer: its tokenizer.
-            data: knows classes and pairs.
-            layers: as they were read.
+            steer: its strength and unit become those of the file.
 
         Raises:
             UserError: nothing was collected, or too little.
         """
-        self.bank.merge(self.state())
-        short = set().union(*from_all_ranks(self.short))
-        if not self.bank and not short:
+        self.load(self.state())
+        origin = self.origin
+        if not origin:
             raise UserError("there are no directions: give model.file, or ckpt_path with a checkpoint of a fit")
+        classes, layers = origin["classes"], origin["layers"]
         return solve(
             self.bank,
             layers,
-            data.classes,
-            self.config,
+            classes,
+            replace(self.config, **origin["segment"]),
             width=lm.base.config.get_text_config().hidden_size,
             facts={
                 "model": model_facts(lm.base, lm.config.path),
-                "data_hash": data.history_hash,
-                "short_texts": len(short),
+                "data_hash": origin["data_hash"],
+                "split": origin["split"],
+                "short_texts": len(self.short),
+                "strength": steer.strength,
+                "unit": steer.unit,
             },
-            pair_of=data.pair_of,
-            contrasts=contrast_states(lm, tokenizer, self.config.contrast, layers, data.classes),
+            pair_of=origin["pairs"],
+            contrasts=contrast_states(lm, tokenizer, self.config.contrast, layers, classes),
         )
 
 

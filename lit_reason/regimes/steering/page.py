@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from lit_reason.core.plots import COLOURS, Curve, line_plot
-from lit_reason.core.report import Interval, ReportData, Sample, Section, Table, Tile, clip, render_report, share
+from lit_reason.core.report import Interval, ReportData, Section, Table, Tile, clip, render_report, share
 from lit_reason.data.reading.row_files import complete_or_absent
 from lit_reason.regimes.steering.trial_run import Cell, Trial
 from lit_reason.steering.direction_file import Directions
@@ -41,8 +41,7 @@ def trial_page(trial: Trial, directions: Directions, title: str) -> ReportData:
         directions: what was tried.
         title: heading.
     """
-    off, facts = trial.cells[0], directions.facts
-    accuracy = ""
+    facts, accuracy = directions.facts, ""
     if trial.judge_accuracy is not None:
         chance = share(1 / len(trial.classes))
         accuracy = f" It puts {share(trial.judge_accuracy)} of held-out texts in their class; chance is {chance}."
@@ -57,10 +56,10 @@ def trial_page(trial: Trial, directions: Directions, title: str) -> ReportData:
                 "One point a strength, the first without directions. Success is the share of texts that the judge, "
                 f"which knows words and not activations, puts in the wanted class.{accuracy}",
                 figures=[figure for figure in (_curves(trial),) if figure],
-                tables=[_cells(trial)],
             ),
+            Section("Every strength", tables=[_cells(trial)]),
             Section("Where texts went", "Rows: steered to. Columns: judged as.", tables=[_confusion(trial)]),
-            Section("Side by side", samples=_samples(trial, off)),
+            Section("Side by side", tables=_side_by_side(trial)),
             Section("Directions", tables=_directions(directions), folded=True),
         ],
     )
@@ -115,23 +114,26 @@ def _cells(trial: Trial) -> Table:
     return Table(columns, rows, note=note, text_columns=2)
 
 
+def _compared(trial: Trial) -> list[tuple[str, Cell | None]]:
+    """No direction, then each at the strength at which they are compared; None where that is none."""
+    return [("none", trial.cells[0]), *trial.chosen.items()]
+
+
 def _confusion(trial: Trial) -> Table:
-    rows: list[tuple[str, Cell | None]] = [("none", trial.cells[0]), *trial.chosen.items()]
-    cells = [[name, *(share(cell.judged[k]) for k in trial.classes)] for name, cell in rows if cell is not None]
-    return Table(["steered to", *trial.classes], cells)
+    rows = [
+        [name, *(cell and share(cell.judged[k]) for k in trial.classes), cell and f"{cell.strength:g}"]
+        for name, cell in _compared(trial)
+    ]
+    return Table(["steered to", *trial.classes, "strength"], rows)
 
 
-def _samples(trial: Trial, off: Cell) -> list[Sample]:
-    found = []
+def _side_by_side(trial: Trial) -> list[Table]:
+    tables = []
     for number, prompt in enumerate(trial.prompts[:SHOWN]):
         at = number * trial.samples
-        for name, cell in (("without", off), *trial.chosen.items()):
-            if cell is not None:
-                verdict = cell.verdicts[at]
-                right = None if cell is off else verdict == cell.target
-                title = f"{name}, strength {cell.strength:g}"
-                found.append(Sample(clip(prompt), clip(cell.texts[at]), right, title, f"judged {verdict}"))
-    return found
+        rows = [[name, c.verdicts[at], clip(c.texts[at])] for name, c in _compared(trial) if c is not None]
+        tables.append(Table(["steered to", "judged as", "continuation"], rows, title=clip(prompt), text_columns=3))
+    return tables
 
 
 def _directions(directions: Directions) -> list[Table]:
@@ -144,6 +146,7 @@ def _directions(directions: Directions) -> list[Table]:
     tables = [Table(["direction", "kept by", "kept", "of", "length"], rows, text_columns=2)]
     losses = directions.facts.get("probe_loss_by_layer", {})
     if len(losses) > 1:
+        how = "out of fold" if directions.facts.get("folds") else "in sample"
         layers = [[layer, f"{loss:.3f}"] for layer, loss in losses.items()]
-        tables.append(Table(["layer", "probe loss"], layers, note="out of fold, in nats; the lowest was taken"))
+        tables.append(Table(["layer", "probe loss"], layers, note=f"{how}, in nats; the lowest was taken"))
     return tables

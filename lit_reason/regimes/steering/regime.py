@@ -12,16 +12,16 @@ from lit_reason.core.regime import Regime
 from lit_reason.core.run_folder import run_folder
 from lit_reason.data.labelled.datamodule import LabelledPack
 from lit_reason.data.prompts import EvalPrompt
-from lit_reason.metrics.probe import ProbeMeter
 from lit_reason.models.config import ModelConfig
 from lit_reason.regimes.steering.answers import steered_answers
 from lit_reason.regimes.steering.collection import Collection, fit_figures, write_directions
 from lit_reason.regimes.steering.config import TrialConfig
+from lit_reason.regimes.steering.held_out import HeldOut, check_history
 from lit_reason.regimes.steering.page import write_trial
-from lit_reason.regimes.steering.trial_run import Trying, run_trial
+from lit_reason.regimes.steering.trial_run import Trying, check_trial, run_trial
 from lit_reason.rollout.config import SamplingConfig
 from lit_reason.steering.config import DirectionConfig, SteerConfig
-from lit_reason.steering.direction_file import Directions, check_gguf, read_directions
+from lit_reason.steering.direction_file import Directions, check_gguf, check_model, model_facts, read_directions
 from lit_reason.steering.finder import check_direction, watched_layers
 from lit_reason.steering.hook import check_steering
 
@@ -58,6 +58,7 @@ class SteeringRegime(Regime):
         super().__init__(lm, sampling=sampling)
         check_direction(direction)
         check_steering(steer)
+        check_trial(trial)
         self.direction, self.steer, self.trial, self.gguf = direction, steer, trial, gguf
         self.collection = Collection(direction, torch.initial_seed())
         self.directions: Directions | None = None if file is None else read_directions(file)
@@ -65,10 +66,12 @@ class SteeringRegime(Regime):
         self.anchor = nn.Parameter(torch.zeros(()))
 
     def configure_model(self) -> None:
-        """Build the model and freeze it."""
+        """Build the model, freeze it, and see whether the file's directions are of it."""
         super().configure_model()
         self.lm.requires_grad_(False)
         self.layers = watched_layers(self.direction, self.lm.base)
+        if self.directions is not None:
+            check_model(self.directions, model_facts(self.lm.base), self.steer.other_weights)
 
     def configure_optimizers(self) -> None:
         """None: nothing is optimised."""
@@ -76,12 +79,13 @@ class SteeringRegime(Regime):
     def found(self) -> Directions:
         """The directions, of the file or of all that was collected. All processes call this together."""
         if self.directions is None:
-            self.directions = self.collection.find(self.lm, self.tokenizer, self._data, self.layers)
+            self.directions = self.collection.find(self.lm, self.tokenizer, self.steer)
         return self.directions
 
     def on_fit_start(self) -> None:
-        """Refuse a control vector that could not be written, before anything is read."""
+        """Note what is read, and refuse a control vector that could not be written before any is."""
         super().on_fit_start()
+        self.collection.begin(self._data, self.layers)
         if self.gguf:
             check_gguf(self.layers, self._data.classes, self.direction.one_token)
 
@@ -103,44 +107,41 @@ class SteeringRegime(Regime):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what every process has collected."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["features"] = self.collection.state()
+        checkpoint["collection"] = self.collection.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with it."""
         super().on_load_checkpoint(checkpoint)
-        self.collection.bank.merge(checkpoint["features"])
+        self.collection.load(checkpoint["collection"])
 
     def on_validation_epoch_start(self) -> None:
         """Have a probe, of what is collected so far."""
         if not self.trainer.sanity_checking:
-            self.probe_meter = ProbeMeter(self.found().names, self.direction.beta).to(self.device)
+            self.held_out = HeldOut(self.found(), self.direction, self._data.provenance, self.device)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Ask the probe about texts that it has not seen."""
-        if self.trainer.sanity_checking:
-            return
-        found = self.found()
-        out, features = Collection(self.direction, 0).read(self.lm, batch, [found.layer])
-        self.record(self.val_meter, out, batch.pack)
-        if found.probe is not None:
-            known = (found.probe.log_probs(features.features_NLF[:, 0]), features.labels_N, features.rows_N)
-            self.probe_meter.update(*(torch.as_tensor(x).to(self.device) for x in known))
+        if not self.trainer.sanity_checking:
+            self.record(self.val_meter, self.held_out.ask(self.lm, batch), batch.pack)
 
     def on_validation_epoch_end(self) -> None:
         """Log how good the probe is."""
         super().on_validation_epoch_end()
         if not self.trainer.sanity_checking:
-            self.log_dict({f"val/{name}": value for name, value in self.probe_meter.compute().items()}, batch_size=1)
+            self.log_dict(self.held_out.figures(), batch_size=1)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Try every direction at every strength on the prompts, and write `steering.json` and `steering.html`."""
         data, found = self._data, self.found()
-        how = Trying(self.trial, self.steer, self.sampling, data.stop_ids)
-        trial = run_trial(self.lm, self.tokenizer, found, batch, data.parts["judge"], data.parts["val"], how)
+        check_history(found, data.provenance)
+        trial = run_trial(self.lm, self.tokenizer, found, batch, data.parts["judge"], data.parts["val"], self._trying)
         self.log_dict(trial.figures(), batch_size=1)
         write_trial(trial, found, run_folder(self.trainer), self.trainer.is_global_zero)
 
     def predict_step(self, batch: list[EvalPrompt], batch_idx: int) -> list[dict[str, Any]]:
         """Continue prompts, each with its own mix or that of `steer.mix`."""
-        how = Trying(self.trial, self.steer, self.sampling, self._data.stop_ids)
-        return steered_answers(self.lm, self.tokenizer, self.found(), batch, how)
+        return steered_answers(self.lm, self.tokenizer, self.found(), batch, self._trying)
+
+    @property
+    def _trying(self) -> Trying:
+        return Trying(self.trial, self.steer, self.sampling, self._data.stop_ids)

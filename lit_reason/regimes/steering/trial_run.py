@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -130,16 +131,12 @@ def run_trial(
         how: settings.
 
     Raises:
-        UserError: there is no text for the judge, its classes are not the file's, or a target is unknown.
+        UserError: there is no text for the judge, or a target is unknown.
     """
     classes = sorted({text.label for text in judge_texts})
     if not judge_texts:
         raise UserError(
             "test needs texts for its judge: set data.judge_share above 0, as in the run that found the file"
-        )
-    if classes != sorted(directions.names):
-        raise UserError(
-            f"the file's classes are {', '.join(directions.names)}; those of data.history {', '.join(classes)}"
         )
     targets = list(directions.vectors) if how.trial.targets is None else how.trial.targets
     for target in targets:
@@ -155,7 +152,7 @@ def run_trial(
         return measured(target, strength, texts, judge([t.text for t in texts]), classes)
 
     off = cell(None, 0.0)
-    grid = {target: [cell(target, strength) for strength in sorted(how.trial.strengths)] for target in targets}
+    grid = {target: [cell(target, strength) for strength in sorted(set(how.trial.strengths))] for target in targets}
     limit = how.trial.perplexity_ratio * off.perplexity
     chosen = {t: next((c for c in reversed(cells) if c.perplexity <= limit), None) for t, cells in grid.items()}
     known = judge([t.text for t in held_out])
@@ -163,6 +160,23 @@ def run_trial(
     accuracy = sum(right) / len(right) if right else None
     cells = [off, *(c for row in grid.values() for c in row)]
     return Trial(classes, cells, chosen, accuracy, [p.text for p in prompts], how.sampling.samples)
+
+
+def check_trial(config: TrialConfig) -> None:
+    """Refuse a trial of nothing, and a limit that no text could keep.
+
+    Args:
+        config: what `test` tries.
+
+    Raises:
+        UserError: which setting, and what is allowed.
+    """
+    if not config.strengths or min(config.strengths) < 0 or not all(map(math.isfinite, config.strengths)):
+        raise UserError(f"trial.strengths is {config.strengths}; it must be numbers from 0 on, one at least")
+    if config.targets == []:
+        raise UserError("trial.targets is empty: name directions, or set it to null to try all of the file")
+    if not config.perplexity_ratio >= 1:
+        raise UserError(f"trial.perplexity_ratio is {config.perplexity_ratio}; it must be at least 1")
 
 
 def measured(
