@@ -8,6 +8,7 @@ otherwise the trainer's forward pass scores the tokens, and the ledger says so.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from transformers import GenerationConfig
 from lit_reason.errors import UserError
 from lit_reason.models.language_model import LanguageModel
 from lit_reason.rollout.backend import scores
+from lit_reason.rollout.broken_output import broken_output
 from lit_reason.rollout.config import SamplingConfig
 from lit_reason.rollout.sampler import generating
 from lit_reason.rollout.whole_prefix import Request, WholePrefix
@@ -62,7 +64,7 @@ class ContinuousBatching(WholePrefix):
             stops: texts that end a turn; a row that wrote one is cancelled.
 
         Raises:
-            UserError: a request failed or the generation stopped.
+            UserError: the model's output is NaN or infinite, a request failed, or the generation stopped.
         """
         devices = [self.lm.device] if self.lm.device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # it seeds the global state
@@ -71,14 +73,19 @@ class ContinuousBatching(WholePrefix):
         if self.scorer == "trainer":
             written = [([*request.ids, *ids], len(ids)) for request, (ids, _) in zip(requests, found, strict=True)]
             by_trainer = scores(self.lm, written, self.sampling.temperature)
-            return [(ids, logprobs) for (ids, _), logprobs in zip(found, by_trainer, strict=True)]
+            found = [(ids, logprobs) for (ids, _), logprobs in zip(found, by_trainer, strict=True)]
+        for request, (_, logprobs) in zip(requests, found, strict=True):
+            broken = next((n for n, logprob in enumerate(logprobs) if not math.isfinite(logprob)), None)
+            if broken is not None:  # the trainer's one pass over a turn spreads NaN to tokens before it
+                token = f", token {broken}" if self.scorer == "sampler" else ""
+                raise broken_output(self.lm.hf, request.where + token, self.lm.base.dtype)
         return found
 
     def _generate(self, requests: Sequence[Request], stops: Sequence[str]) -> list[tuple[list[int], list[float]]]:
         out: list[tuple[list[int], list[float]]] = [([], [])] * len(requests)
         live = dict.fromkeys(range(len(requests)))
         looked = [0] * len(requests)
-        last = time.monotonic()
+        last, failed = time.monotonic(), ""
         with generating(self.lm.hf), self._manager(requests) as manager:
             for r, request in enumerate(requests):
                 manager.add_request(
@@ -91,22 +98,35 @@ class ContinuousBatching(WholePrefix):
             while live:
                 result = manager.get_result(timeout=1.0)
                 if result is None:
-                    if not manager.is_running() or time.monotonic() - last > _SILENCE_S:
-                        raise UserError("dialogue.backend continuous: the generation stopped before all turns ended")
-                    continue
+                    if manager.is_running() and time.monotonic() - last <= _SILENCE_S:
+                        continue
+                    failed = failed or "the generation stopped before all turns ended"
+                    break
                 last, r = time.monotonic(), int(result.request_id)
-                if result.error is not None:
-                    raise UserError(f"dialogue.backend continuous: request {r} failed: {result.error}")
                 if r not in live:
                     continue  # a token that was under way when its row was cancelled
                 out[r] = (list(result.generated_tokens), list(result.logprobs))
+                if result.error is not None:
+                    failed = f"{requests[r].where}: {result.error}"
+                    del live[r]
+                    continue
                 ended = bool(stops) and self.ends.first(out[r][0], stops, looked[r]) is not None
                 looked[r] = len(out[r][0])
                 if ended and not result.is_finished():
                     manager.cancel_request(result.request_id)
                 if ended or result.is_finished():
                     del live[r]
+        if failed:
+            raise self._failure(requests, [ids for ids, _ in out], failed)
         return out
+
+    def _failure(self, requests: Sequence[Request], written: Sequence[list[int]], said: str) -> UserError:
+        """Why a generation failed: nothing can be drawn from NaN, and the trainer's model says where that would be."""
+        for request, ids in zip(requests, written, strict=True):
+            begun = [*request.ids, *ids, request.ids[-1]]  # any token stands for the one to come
+            if not math.isfinite(scores(self.lm, [(begun, 1)], self.sampling.temperature)[0][0]):
+                return broken_output(self.lm.hf, f"{request.where}, token {len(ids)}", self.lm.base.dtype)
+        return UserError(f"dialogue.backend continuous: {said}")
 
     @contextmanager
     def _manager(self, requests: Sequence[Request]) -> Iterator[Any]:

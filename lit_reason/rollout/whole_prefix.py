@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lit_reason.errors import UserError
@@ -23,17 +23,20 @@ class Request:
         ids: everything so far.
         limit: most tokens to write, at least 1.
         seed: a function of (seed, name, rollout, turn), below 2^31.
+        where: which prompt, rollout and turn, for messages.
     """
 
     ids: list[int]
     limit: int
     seed: int
+    where: str
 
 
 @dataclass
 class _Row:
     ids: list[int]
     key: tuple[int, ...]  # hash of its name, which rollout
+    name: str  # of its prompt, for messages
     turns: int = 0
 
 
@@ -68,11 +71,13 @@ class WholePrefix(Backend):
             if not len(ids):
                 raise UserError(f"prompt {p} is empty: there is nothing to continue")
         names = names or [str(p) for p in range(len(prompts))]
-        self._rows = [_Row(list(ids), (*words_of(name.encode()), 0)) for ids, name in zip(prompts, names, strict=True)]
+        self._rows = [
+            _Row(list(ids), (*words_of(name.encode()), 0), name) for ids, name in zip(prompts, names, strict=True)
+        ]
 
     def fork(self, copies: int) -> None:  # noqa: D102
         self._rows = [
-            _Row(list(row.ids), (*row.key[:-1], row.key[-1] * copies + c), row.turns)
+            replace(row, ids=list(row.ids), key=(*row.key[:-1], row.key[-1] * copies + c))
             for row in self._rows
             for c in range(copies)
         ]
@@ -89,7 +94,7 @@ class WholePrefix(Backend):
     def step(self, limits: Sequence[int], stops: Sequence[str] = ()) -> list[Turn]:  # noqa: D102
         stops = [s for s in stops if s]
         asked = [i for i, limit in enumerate(limits) if limit > 0]
-        requests = [Request(self.ids(i), limits[i], self._seed(self._rows[i])) for i in asked]
+        requests = [self._asked(self._rows[i], limits[i]) for i in asked]
         turns = [self.ends.turn([], [], "length")] * len(limits)
         for i, (ids, logprobs) in zip(asked, self.complete(requests, stops) if requests else [], strict=True):
             turns[i] = self._turn(ids, logprobs, limits[i], stops)
@@ -108,6 +113,8 @@ class WholePrefix(Backend):
         length, stop = found or (limit, "length")
         return self.ends.turn(ids[:length], logprobs[:length], stop)
 
-    def _seed(self, row: _Row) -> int:
+    def _asked(self, row: _Row, limit: int) -> Request:
         text = repr((self.sampling.seed, row.key, row.turns)).encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest()) >> 1
+        seed = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest()) >> 1
+        where = f"prompt '{row.name}', rollout {row.key[-1]}, turn {row.turns}"
+        return Request(list(row.ids), limit, seed, where)

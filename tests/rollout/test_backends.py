@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -148,6 +150,36 @@ def test_continuous_batching_gives_those_of_the_untruncated_distribution(stubs, 
 def test_continuous_batching_refuses_what_it_would_leave_out(stubs):
     with pytest.raises(UserError, match="min_p"):
         backend("continuous", stubs, random_llama().float(), min_p=0.1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "temperature", "place"),
+    [("float32", 1.0, "turn 0, token 2"), ("float32", 0.0, "turn 0, token 2"), ("bfloat16", 0.0, "turn 0")],
+)
+def test_continuous_batching_names_the_place_and_cause_of_broken_output(stubs, dtype, temperature, place):
+    hf = chain_llama("q a b c d").to(getattr(torch, dtype))
+    run, _ = backend("continuous", stubs, hf, temperature=temperature)
+    with torch.no_grad():
+        hf.model.embed_tokens.weight[WORDS.index("b")] = torch.nan
+    run.open([ids_of("q")], ["x"])
+    with pytest.raises(UserError, match=f"prompt 'x', rollout 0, {place}: .*NaN.* first of them model.embed_tokens"):
+        run.step([4])
+
+
+def test_continuous_batching_that_fails_otherwise_says_what_it_was_told(stubs, monkeypatch):
+    results = [SimpleNamespace(request_id="1", error="no room", generated_tokens=[4], logprobs=[-1.0])]
+    manager = SimpleNamespace(
+        add_request=lambda *_, **__: None,
+        get_result=lambda timeout: results.pop() if results else None,
+        is_running=lambda: False,
+    )
+    run, _ = backend("continuous", stubs, random_llama().float())
+    monkeypatch.setattr(run, "_manager", lambda requests: nullcontext(manager))
+    run.open(PROMPTS, ["x", "y", "z"])
+    with pytest.raises(UserError, match="continuous: prompt 'y', rollout 0, turn 0: no room"):
+        run.step([3] * 3)
+    with pytest.raises(UserError, match="continuous: the generation stopped before all turns ended"):
+        run.step([3] * 3)
 
 
 # ---- a server ----
