@@ -236,6 +236,17 @@ def test_scores_are_normalised_on_demonstrations_and_answers_without_end_are_pun
     assert float(regime.update_meter.compute()["ended_reward"]) == pytest.approx(paid[0], abs=1e-6)
 
 
+def test_the_penalty_on_scores_is_part_of_the_rewards_loss(folder, monkeypatch):
+    """Demonstrations score 3 and answers 1: the linear loss is -2, and half the mean square of the scores 2.5."""
+    cli = made(folder, "--trainer.max_steps=1", "--model.reward.loss=linear", "--model.reward.chi2=0.4")
+    monkeypatch.setattr(
+        "lit_reason.models.reward.RewardModel.forward",
+        lambda self, ids, positions, edges: torch.tensor([3.0, 1.0] * (len(edges) // 2)) + 0 * self.score.weight.sum(),
+    )
+    cli.run_verb()
+    assert losses(cli)[0] == pytest.approx(-2 + 0.4 * 2.5, abs=1e-6)
+
+
 @pytest.mark.slow
 def test_fresh_rewards_begin_each_round_anew_and_warm_ones_go_on(folder):
     base = ["--trainer.max_steps=5", "--model.reward.lr=0.01", *PLAIN]
