@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from markupsafe import Markup, escape
@@ -21,6 +21,7 @@ Point = tuple[float, float]
 COLOURS = ("c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8")  # style-sheet variables, used in this order
 WIDTH, HEIGHT = 4.2, 2.35  # inches; shown at about that size, so that text keeps its size
 MOST_POINTS = 240  # a curve is thinned to this many points
+FAINTEST, STRONGEST = 0.1, 0.8  # opacity of the lowest and of the highest value of a field
 SMOOTH_FROM = 40  # points from which a running mean is drawn over a noisy curve
 
 # Colours that stand for style-sheet variables while matplotlib draws; no other colour occurs.
@@ -50,6 +51,22 @@ class Curve:
     band: Sequence[tuple[float, float, float]] = ()
 
 
+class Key(NamedTuple):
+    """One entry of a legend.
+
+    Attributes:
+        label: what the colour stands for.
+        colour: style-sheet variable.
+        value: shown beside it; may be empty.
+        strength: how opaque the colour is, from 0 to 1.
+    """
+
+    label: str
+    colour: str
+    value: str = ""
+    strength: float = 1.0
+
+
 @dataclass(frozen=True)
 class Figure:
     """A drawn plot with its caption, ready for a page.
@@ -58,14 +75,14 @@ class Figure:
         title: what is shown.
         unit: what the vertical axis counts.
         svg: the drawing.
-        legend: `(label, colour, newest value)`, the value averaged over the last few points of a noisy curve.
+        legend: of a curve with its newest value, averaged over the last few points of a noisy one.
         note: one sentence below the plot; may be empty.
     """
 
     title: str
     unit: str
     svg: Markup
-    legend: tuple[tuple[str, str, str], ...] = ()
+    legend: tuple[Key, ...] = ()
     note: str = ""
 
 
@@ -113,7 +130,7 @@ def line_plot(
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0%}" if percent else short(y)))
         svg = _svg(canvas, title)
-    legend = tuple((c.label, c.colour, _newest(c, percent)) for c in curves)
+    legend = tuple(Key(c.label, c.colour, _newest(c, percent)) for c in curves)
     return Figure(title, unit, svg, legend, note)
 
 
@@ -159,7 +176,7 @@ def bar_plot(
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))
         svg = _svg(canvas, title)
-    return Figure(title, unit, svg, tuple((label, colour, "") for label, colour, _ in groups), note)
+    return Figure(title, unit, svg, tuple(Key(label, colour) for label, colour, _ in groups), note)
 
 
 def simplex_plot(
@@ -197,7 +214,7 @@ def simplex_plot(
         axes.set_xlim(-0.55, 1.55)
         axes.set_ylim(-0.13, 1.0)
         for mix, value in field:
-            strength = 0.06 + 0.74 * (value - low) / ((high - low) or 1.0)
+            strength = FAINTEST + (STRONGEST - FAINTEST) * (value - low) / ((high - low) or 1.0)
             axes.plot(*place(mix), "h", markersize=9, color=_STAND_INS["c1"], alpha=strength, markeredgewidth=0)
         for number, (mix, text) in enumerate(marks):
             size = 9 if number == len(marks) - 1 else 5
@@ -207,7 +224,8 @@ def simplex_plot(
             quiet = {"ha": "center", "fontsize": 8.5, "color": _STAND_INS["muted"]}
             axes.annotate(name, corner, side, textcoords="offset points", **quiet)
         svg = _svg(canvas, title)
-    return Figure(title, unit, svg, (("lowest", "muted", short(low)), ("highest", "c1", short(high))), note)
+    legend = (Key("lowest", "c1", short(low), FAINTEST), Key("highest", "c1", short(high), STRONGEST))
+    return Figure(title, unit, svg, legend, note)
 
 
 def short(value: float) -> str:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_reason.core.plots import MOST_POINTS, Curve, bar_plot, line_plot, running_mean, short, thin
+from lit_reason.core.plots import MOST_POINTS, Curve, Key, bar_plot, line_plot, running_mean, short, simplex_plot, thin
 
 
 def parsed(figure):
@@ -37,8 +37,8 @@ def test_the_same_plot_gives_the_same_text():
 def test_legend_names_each_drawn_curve_with_its_newest_value():
     noisy = Curve("noisy", [(i, 1.0 if i % 2 else 3.0) for i in range(240)], "c1", smooth=True)
     curves = [noisy, Curve("few", [(0, 0.5), (9, 0.25)], "c2"), Curve("absent", [])]
-    assert line_plot("A", curves).legend == (("noisy", "c1", "2"), ("few", "c2", "0.25"))
-    assert line_plot("A", curves[1:], percent=True).legend == (("few", "c2", "25%"),)
+    assert line_plot("A", curves).legend == (Key("noisy", "c1", "2"), Key("few", "c2", "0.25"))
+    assert line_plot("A", curves[1:], percent=True).legend == (Key("few", "c2", "25%"),)
 
 
 def test_nothing_to_draw_is_no_plot():
@@ -49,7 +49,7 @@ def test_nothing_to_draw_is_no_plot():
 
 def test_bars_are_drawn_for_values_alone():
     figure = bar_plot("A", ["x", "y"], [("old", "c8", [1.0, None]), ("new", "c1", [None, None])])
-    assert figure.legend == (("old", "c8", ""),)
+    assert figure.legend == (Key("old", "c8"),)
     assert str(figure.svg).count("fill: var(--c8)") == 1
 
 
@@ -107,3 +107,13 @@ def test_the_horizontal_axis_has_fractions_where_the_points_have(xs, fractions):
     ticks = [float(tick) for tick in re.findall(r">([\d.]+)</text>", figure.svg)]
     below = [tick for tick in ticks if 0 < tick < 1]
     assert bool(below) == fractions, ticks
+
+
+def test_the_legend_of_a_field_has_the_colours_of_its_lowest_and_highest_value():
+    field = [((1, 0, 0), -2.0), ((0, 1, 0), 1.0), ((0, 0, 1), 5.0)]
+    figure = simplex_plot("A", ("x", "y", "z"), field, [((0.3, 0.3, 0.4), "1")])
+    drawn = re.findall(r"fill: var\(--c1\);[^\"]*opacity: ([\d.]+)", figure.svg)
+    low, high = figure.legend
+    assert (low.label, low.value, high.label, high.value) == ("lowest", "-2", "highest", "5")
+    assert low.colour == high.colour == "c1"
+    assert [float(drawn[0]), float(drawn[-1])] == [low.strength, high.strength]

@@ -143,15 +143,15 @@ def test_accuracy_takes_the_interval_of_its_own_step():
 def test_plots_of_a_full_run(full):
     shown = sections(full)
     assert titles(shown["Answers to held-out problems"]) == ["Accuracy", "How answers end", "Length of answers"]
-    legend = [label for label, _, _ in shown["Answers to held-out problems"].figures[0].legend]
+    legend = [label for label, *_ in shown["Answers to held-out problems"].figures[0].legend]
     assert legend == ["pass@1", "pass@10"]
     assert titles(shown["Loss"]) == ["Loss", "Entropy of the predictions", "Tokens predicted right"]
-    assert [label for label, _, _ in shown["Loss"].figures[0].legend] == ["training", "validation"]
+    assert [label for label, *_ in shown["Loss"].figures[0].legend] == ["training", "validation"]
     by_segment = shown["Tokens by part of the trace"]
     assert titles(by_segment) == ["Loss by segment", "Entropy by segment", "Tokens right by segment", "At the cut",
                                   "Loss by place in the trace"]  # fmt: skip
     names = [name.replace("_", " ") for name in SEGMENT_NAMES]
-    assert [label for label, _, _ in by_segment.figures[0].legend] == names
+    assert [label for label, *_ in by_segment.figures[0].legend] == names
     assert titles(shown["Speed and memory"]) == ["Throughput", "FLOP utilisation", "Peak memory",
                                                  "Time of an optimizer step", "Learning rate"]  # fmt: skip
 
