@@ -37,8 +37,8 @@ def draw(
     Returns:
         `int64 [B]` token ids, and `[B]` the log-probability of each before anything was truncated.
     """
-    exact = torch.float32 if logits_BV.device.type == "mps" else torch.float64  # mps has no float64
-    scaled_BV = logits_BV.to(exact)
+    dtype = exact(logits_BV.device)
+    scaled_BV = logits_BV.to(dtype)
     mass_BV = whole_BV = (scaled_BV if temperature == 1 else scaled_BV / temperature).softmax(-1)
     if 0 < top_k < mass_BV.shape[-1]:
         mass_BV = _among(mass_BV, mass_BV.topk(top_k).values[:, -1:])
@@ -48,12 +48,21 @@ def draw(
         mass_BV = mass_BV * (mass_BV >= _nucleus_floor(mass_BV, top_p))
     cdf_BV = mass_BV.cumsum(-1)
     total_B1 = cdf_BV[:, -1:].contiguous()
-    drawn_B1 = torch.searchsorted(cdf_BV, uniforms_B.to(exact)[:, None] * total_B1, right=True)
+    drawn_B1 = torch.searchsorted(cdf_BV, uniforms_B.to(dtype)[:, None] * total_B1, right=True)
     # Rounding may put the quantile on the total mass: the last token that has any is meant then. In a row of NaN the
     # token means nothing, but it is one: callers look at the logits.
     last_B1 = torch.searchsorted(cdf_BV, total_B1).clamp(max=cdf_BV.shape[-1] - 1)
     drawn_B1 = drawn_B1.minimum(last_B1)
     return drawn_B1[:, 0], whole_BV.gather(-1, drawn_B1)[:, 0].log()
+
+
+def exact(device: torch.device) -> torch.dtype:
+    """The widest floating-point type of a device: float64, which mps has not.
+
+    Args:
+        device: where numbers are drawn.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _among(mass_BV: Tensor, floor_B1: Tensor) -> Tensor:

@@ -33,11 +33,11 @@ from lit_reason.models.layout import by_columns
 from lit_reason.rollout.backend import Backend, Turn, TurnEnds
 from lit_reason.rollout.broken_output import broken_output
 from lit_reason.rollout.config import SamplingConfig
-from lit_reason.rollout.draw import draw, uniforms, words_of
+from lit_reason.rollout.draw import draw, exact, uniforms, words_of
 from lit_reason.rollout.kv_slots import KVSlots
 from lit_reason.rollout.sampler import generating
 
-_MOST_HOLES = 0.25
+_MOST_HOLES = 0.25  # share of the slots that may be holes even in the longest row
 _STILL_WRITING = 0.5  # share of the rows that others do not wait for
 
 
@@ -275,21 +275,19 @@ class Engine(Backend):
             self._over_padding()
 
     def _feed(self, active: Sequence[int], but: int = 0) -> tuple[list[int], Tensor]:
-        """Run pending tokens of some rows through the model, the last `but` of each left out.
+        """Run pending tokens of some rows through the model, at least one, and the last `but` of each left out.
 
         Returns the rows in the order of the pass, and the hidden state behind the last token of each, `[R, D]`.
         """
         slots = self._slots
         assert slots is not None, "open the engine first"
-        longest = max((len(row.ids) - len(row.pending) for row in self._rows), default=0)
+        longest = max(len(row.ids) - len(row.pending) for row in self._rows)
         if longest < (1 - _MOST_HOLES) * slots.mask_BC.shape[1]:  # holes in every row, which closing them gets rid of
             slots.select(list(range(len(self._rows))))
         active = slots.bring_forward(active)
         rows = [self._rows[i] for i in active]
         take = [len(row.pending) - but for row in rows]
-        width = max(take, default=0)
-        if width < 1:
-            return active, torch.empty((0, 0))
+        width = max(take)
         padded = [row.pending[:n] + [0] * (width - n) for row, n in zip(rows, take, strict=True)]
         for row, n in zip(rows, take, strict=True):
             row.pending = row.pending[n:]
@@ -309,7 +307,7 @@ class Engine(Backend):
     def _draw(self, logits_RV: Tensor, quantiles: Sequence[float]) -> tuple[list[int], list[float]]:
         s = self.sampling
         if s.temperature > 0:
-            at_R = torch.tensor(quantiles, dtype=torch.float64, device=logits_RV.device)
+            at_R = torch.tensor(quantiles, dtype=exact(logits_RV.device), device=logits_RV.device)
             chosen_R, logprob_R = draw(
                 logits_RV, at_R, temperature=s.temperature, top_p=s.top_p, top_k=s.top_k, min_p=s.min_p
             )

@@ -31,7 +31,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from lit_reason.errors import UserError
 from lit_reason.rollout.broken_output import broken_output
 from lit_reason.rollout.config import SamplingConfig
-from lit_reason.rollout.draw import draw, uniforms, words_of
+from lit_reason.rollout.draw import draw, exact, uniforms, words_of
 
 
 class HasModel(Protocol):
@@ -190,7 +190,7 @@ def _generate(
     processors = LogitsProcessorList([_Numbers(hf, batch, width)])
     if config.temperature > 0:
         table = np.stack([uniforms(config.seed, r.key, limit) for r in batch])
-        table_BN = torch.from_numpy(table).to(torch.float32 if device.type == "mps" else torch.float64)
+        table_BN = torch.from_numpy(table).to(exact(device))
         processors.append(_Draw(table_BN.to(device), width, config))
     tick = _Tick(bar)
     out_BT = hf.generate(

@@ -106,7 +106,7 @@ class PairMeter(Means):
         """
         right_N = watch.accuracy(margin_N)
         longer_N = watch.accuracy(right_N.new_tensor([len(p.chosen) - len(p.rejected) for p in pairs]))
-        for kind in {"", *(p.kind for p in pairs)}:
+        for kind in sorted({"", *(p.kind for p in pairs)}):  # a set has another order in every process
             own = [i for i, p in enumerate(pairs) if kind in ("", p.kind)]
             ending = f"/{kind}" if kind else ""
             self.update("pair_accuracy" + ending, right_N[own])
