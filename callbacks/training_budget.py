@@ -18,6 +18,9 @@ class TrainingBudget(Callback):
     around it the nearer one is the last. How many trained tokens each step takes is known beforehand, from the plan
     of the epochs; the run passes over the rows as often as it must.
 
+    It changes the length and nothing else, for any data module of packs. A corpus that is larger than the budget is
+    better cut short by `TextData.token_budget`, which tokenises no more of it than that.
+
     Args:
         trained_tokens: tokens that carry loss, over all processes; unset: the recipe's own `max_epochs` or
             `max_steps`.

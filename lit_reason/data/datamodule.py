@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,37 +91,18 @@ class TraceData(PackedData):
 
     # ---- set-up ----
 
-    def setup(self, stage: str) -> None:
-        """Tokenise what this stage needs, or open it from the cache.
-
-        Args:
-            stage: `fit`, `validate`, `test` or `predict`.
-        """
-        if self.tokenizer is None:
-            assert self.trainer is not None, "set .tokenizer to use the data module without a trainer"
-            self.tokenizer = self.trainer.lightning_module.tokenizer
-        self.renderer = Renderer(self.tokenizer, self.render)
-        if stage == "fit" and not self.files["train"]:
-            raise UserError("data.train_file is missing: give the file to train on, --data.train_file FILE")
-        if stage == "test" and not self.files["test"]:
-            raise UserError("data.test_file is missing: give the file to test on, --data.test_file FILE")
-        if stage == "validate" and not self.has_val:
-            raise UserError("nothing to validate on: give data.val_file, or data.holdout with data.train_file")
-        wanted: dict[str, tuple[Split, ...]] = {
-            "fit": ("train", "val"),
-            "validate": ("val",),
-            "test": ("test",),
-        }
-        for split in wanted.get(stage, ()):
-            if split not in self.stores and (split != "val" or self.has_val):
-                self.stores[split] = self._open(split)
+    @cached_property
+    def renderer(self) -> Renderer:
+        """What turns conversations into rows, by the tokenizer."""
+        return Renderer(self.tokenizer, self.render)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end a turn, for generation."""
         return self.renderer.stop_ids
 
-    def _open(self, split: Split) -> TokenStore:
+    def open_store(self, split: Split) -> TokenStore:
+        """The rows of a split, as `PackedData.open_store`."""
         condense = self.condense if split == "train" else self.condense_val
         paths = self.paths(split)
         held_out = self._held_out() if split != "test" and not self.files["val"] else frozenset()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -14,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from lit_reason.core.run_folder import run_folder
 from lit_reason.data.loader import BinSampler, PackLoader
 from lit_reason.data.packing import Pack
+from lit_reason.errors import UserError
 
 Split = Literal["train", "val", "test"]
 
@@ -24,6 +24,7 @@ class PackedData(LightningDataModule, ABC):
     Attributes:
         files: what the recipe names for each split.
         holdout: above 0, the validation rows come out of the training files where `files` names none.
+        tokenizer: set by `setup`, or from outside where there is no trainer.
         stores: rows by number, with `lengths`, `weight_sums` and `meta`, by split.
         batch_tokens: tokens in a micro-batch.
         batch_rows: rows in a micro-batch instead; None counts tokens.
@@ -33,19 +34,47 @@ class PackedData(LightningDataModule, ABC):
 
     files: dict[str, str | list[str] | None]
     holdout: float
-    stores: Mapping[str, Any]
+    tokenizer: Any
+    stores: dict[str, Any]
     batch_tokens: int
     batch_rows: int | None
     seed: int
     workers: int
 
     @abstractmethod
-    def setup(self, stage: str) -> None:
-        """Open the stores that a stage needs.
+    def open_store(self, split: Split) -> Any:
+        """Tokenise the rows of a split, or open them from the cache.
 
         Args:
-            stage: `fit`, `validate`, `test` or `predict`.
+            split: name of a split.
         """
+
+    def setup(self, stage: str) -> None:
+        """Open the stores that a stage needs and that are not open yet.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`, which needs none.
+
+        Raises:
+            UserError: the recipe names no file for them, or its rows cannot be used.
+        """
+        for split, needed in (("train", "fit"), ("test", "test")):
+            if stage == needed and not self.files[split]:
+                key = f"data.{split}_file"
+                raise UserError(f"{key} is missing: give the file to {split} on, --{key} FILE")
+        if stage == "validate" and not self.has_val:
+            raise UserError("nothing to validate on: give data.val_file, or data.holdout with data.train_file")
+        self.find_tokenizer()
+        wanted: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for split in wanted.get(stage, ()):
+            if split not in self.stores and (split != "val" or self.has_val):
+                self.stores[split] = self.open_store(split)
+
+    def find_tokenizer(self) -> None:
+        """Take the tokenizer of the model that is trained, where none is set."""
+        if self.tokenizer is None:
+            assert self.trainer is not None, "set .tokenizer to use the data module without a trainer"
+            self.tokenizer = cast(Any, self.trainer.lightning_module).tokenizer
 
     @property
     def has_val(self) -> bool:

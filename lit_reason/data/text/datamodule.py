@@ -39,7 +39,8 @@ class TextData(PackedData):
         batch_tokens: tokens in a micro-batch; rows are packed best-fit, and none sees another.
         batch_rows: rows in a micro-batch instead, whatever their length (then `batch_tokens` is not used).
         token_budget: train on this many tokens: the corpus is read that far, or passed over as often as it takes, and
-            `trainer.max_steps` becomes the steps that are needed. None leaves the length to the trainer.
+            the run has the steps that are needed, whatever `trainer.max_steps` and `max_epochs` say. None reads all and
+            leaves the length to them, or to the callback `TrainingBudget`, which has the last word.
         seed: seed of the holdout and of the order of rows.
         workers: loading processes; 0 loads in the main process.
         cache_dir: folder of tokenised rows; default `$LIT_REASON_CACHE` or `~/.cache/lit_reason`.
@@ -88,25 +89,14 @@ class TextData(PackedData):
         Raises:
             UserError: a file is missing, cannot be read, or holds less than one batch.
         """
-        if stage == "fit" and not self.files["train"]:
-            raise UserError("data.train_file is missing: give the text to train on, --data.train_file FILE")
-        if stage == "test" and not self.files["test"]:
-            raise UserError("data.test_file is missing: give the text to test on, --data.test_file FILE")
-        if stage == "validate" and not self.has_val:
-            raise UserError("nothing to validate on: give data.val_file, or data.holdout with data.train_file")
         if stage == "predict":
             raise UserError("TextData has no prompts to answer: export the model and give TraceData a predict_file")
-        if self.tokenizer is None:
-            assert self.trainer is not None, "set .tokenizer to use the data module without a trainer"
-            self.tokenizer = cast(Any, self.trainer.lightning_module).tokenizer
-        wanted: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for split in wanted[stage]:
-            if split not in self.stores and (split != "val" or self.has_val):
-                self.stores[split] = self._open(split)
+        super().setup(stage)
         if stage == "fit":
             self._check_size()
             if self.token_budget is not None and self.trainer is not None:
                 self.trainer.fit_loop.epoch_loop.max_steps = self.steps()
+                self.trainer.fit_loop.max_epochs = -1  # as many passes as it takes
 
     def trained_tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer trained on the training documents, held-out ones left aside; made once and kept."""
@@ -135,7 +125,8 @@ class TextData(PackedData):
             if not self._shares_file(split) or held_out(text, self.holdout, self.seed) == (split == "val"):
                 yield name, text
 
-    def _open(self, split: Split) -> TextStore:
+    def open_store(self, split: Split) -> TextStore:
+        """The rows of a split, as `PackedData.open_store`."""
         assert self.tokenizer is not None
         rows = TextRows(self.tokenizer, self.max_length, self.layout)
         budget = self.token_budget if split == "train" else None

@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_reason.data.datamodule import TraceData
 from lit_reason.data.loader import BinSampler, OrderedLoader
-from lit_reason.data.rendering.render import Renderer
 from lit_reason.data.token_row import Segment, TokenRow
 from lit_reason.envs.task_data import TaskBatch
 from lit_reason.errors import UserError
@@ -125,9 +124,7 @@ class DemonstrationData(TraceData):
             UserError: there are fewer than two demonstrations with an answer.
         """
         if stage == "validate" and self.pairs_file and not self.has_val:
-            trainer: Any = self.trainer
-            self.tokenizer = self.tokenizer or trainer.lightning_module.tokenizer
-            self.renderer = Renderer(self.tokenizer, self.render)
+            self.find_tokenizer()  # the pairs are all that is needed
         else:
             super().setup(stage)
         if stage == "fit" and not self.spans:
