@@ -35,7 +35,7 @@ class UnlearningGuard(Callback):
         self.reason = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the start, unless a resumed run has done so.
+        """Measure the start, unless a resumed run has done so; warn where it is no better than guessing.
 
         Raises:
             UserError: there is nothing to measure utility on, or no validation that could find anything.

@@ -21,9 +21,12 @@ class EmptyMask(RowError):
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """The suggestion that ends an error message: ` (did you mean 'x'?)`, or an empty string without a near match.
 
+    Capitals make no difference.
+
     Args:
         given: what the user wrote.
         allowed: the values that would have been accepted.
     """
-    near = difflib.get_close_matches(given, [str(a) for a in allowed], n=1, cutoff=0.6)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+    spelt = {str(a).casefold(): str(a) for a in allowed}
+    near = difflib.get_close_matches(given.casefold(), spelt, n=1, cutoff=0.6)
+    return f" (did you mean '{spelt[near[0]]}'?)" if near else ""

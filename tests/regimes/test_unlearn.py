@@ -152,6 +152,7 @@ def test_cached_sums_survive_a_resume(world, tmp_path):
         ("NPO", {"model__loss__beta": -1}, r"loss\.beta is -1"),
         ("NPO", {"model__loss__bta": 0.1}, "did you mean 'beta'"),
         ("NOP", {}, "did you mean 'NPO'"),
+        ("simnpo", {}, "did you mean 'SimNPO'"),
         ("NPO", {"data__retian": "x.jsonl"}, "did you mean 'retain'"),
         ("NPO", {"data__chunk_passes": 2}, "give data.chunk_rows too"),
         ("NPO", {"data__batch_rows": 0}, "data.batch_rows is 0"),

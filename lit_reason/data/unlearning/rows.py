@@ -171,7 +171,8 @@ def check_strangers(members: Iterable[UnlearnRow], nonmembers: Iterable[UnlearnR
     both = [row for row in nonmembers if (row.prompt + row.answer).strip() in seen]
     if both:
         raise UserError(
-            f"data.members and data.nonmembers overlap: {_named(both)} stands in both, so the attack would tell nothing"
+            f"data.members and data.nonmembers overlap: {_named(both)}: no document is one that the model saw and one "
+            "that it never saw"
         )
 
 
