@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_steering import llama
+from tiny_steering import llama, lm
 
 from lit_reason.errors import UserError
 from lit_reason.steering.bank import FeatureBank, Features
-from lit_reason.steering.collect import collected, segment_features
+from lit_reason.steering.collect import collected, contrast_states, segment_features
 from lit_reason.steering.config import DirectionConfig
 from lit_reason.steering.finder import check_direction, solve, watched_layers
 from lit_reason.steering.judge import WordJudge, distinct
@@ -59,6 +61,28 @@ def test_collected_states_are_those_of_transformers():
     assert [len(layer._forward_hooks) for layer in model.model.layers] == before
     with pytest.raises(UserError, match="layer 3: this model has 3 decoder layers, 0 to 2"), collected(model, [3]):
         pass
+
+
+class Letters:
+    """A tokenizer of single letters; a blank is 0."""
+
+    def __call__(self, text: str, **settings):
+        return SimpleNamespace(input_ids=[0 if c == " " else ord(c) - ord("a") + 1 for c in text])
+
+
+def test_a_contrast_is_the_towards_prompt_less_the_other_filled_with_blanks():
+    model = lm()
+    found = contrast_states(model, Letters(), {"x": ["love", "no"]}, [0, 2], ["x", "y"])
+    rows = torch.tensor([[12, 15, 22, 5], [14, 15, 0, 0]])
+    with torch.no_grad(), collected(model.base, [0, 2]) as states:
+        model.hf(input_ids=rows)
+    for at, layer in enumerate((0, 2)):
+        towards, away = states[layer]
+        torch.testing.assert_close(found["x"][at], towards - away, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match=r"direction.contrast: 'xx' is no class \(did you mean 'x'\?\); they are x, y"):
+        contrast_states(model, Letters(), {"xx": ["a", "b"]}, [0], ["x", "y"])
+    with pytest.raises(UserError, match="direction.contrast.x has 1 prompts; give two, towards and from"):
+        contrast_states(model, Letters(), {"x": ["a"]}, [0], ["x", "y"])
 
 
 def some_features(n: int, seed: int = 0) -> Features:
@@ -141,6 +165,14 @@ def test_the_layer_whose_probe_knows_best_is_taken():
     assert found.facts["texts"] == {"x": 20, "y": 20}
     assert found.facts["kept_by_beta"]["x"]["0.5"] == found.facts["counts"]["x"]["selected"]
     assert found.residual_norm == float(layered_bank([0.1, 1.5, 0.4]).content().norms_NL[:, 1].median())
+
+
+def test_contrasts_are_those_of_the_taken_layer_and_of_no_other_class():
+    of_layers = torch.arange(3.0)[:, None, None].expand(3, 2, 4) + 1
+    config, contrasts = DirectionConfig(method="act_add"), {"x": of_layers}
+    found = solve(layered_bank([0.1, 1.5, 0.4]), [2, 5, 8], ["x", "y"], config, width=4, facts={}, contrasts=contrasts)
+    assert list(found.vectors) == ["x"] and torch.equal(found.vectors["x"], torch.full((2, 4), 2.0))
+    assert found.laid_from == 0 and found.facts["first"] == 1
 
 
 def test_a_class_without_features_is_named():

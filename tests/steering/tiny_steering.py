@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lit_reason.models.config import ModelConfig
+from lit_reason.models.language_model import LanguageModel
 from lit_reason.steering.direction import Evidence
 from lit_reason.steering.direction_file import Directions, model_facts
 from lit_reason.steering.probe import Probe, fit_probe
@@ -34,6 +36,15 @@ def llama(seed: int = 0, **settings) -> LlamaForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(**fields)).double().eval()
+
+
+def lm() -> LanguageModel:
+    """A tiny language model of the library, in float32."""
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    fields = {"model_type": "llama", "num_hidden_layers": 3, "bos_token_id": None, "eos_token_id": None, **sizes}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LanguageModel.load(ModelConfig(config=fields, dtype="float32")).eval()
 
 
 def directions(model, layer: int = 1, seed: int = 3, pieces: int | None = None, **facts) -> Directions:
