@@ -15,7 +15,7 @@ def test_both_sets_and_the_parts_of_the_score_are_drawn():
     drawn = "".join(str(figure) for figure in section.figures)
     assert "forget, training" in drawn and "task aggregate" in drawn and not section.tables
     remembered = section.figures[1].legend
-    assert [(label, newest) for label, _, newest in remembered] == [("forget set", "30%"), ("retain set", "90%")]
+    assert [(key.label, key.value) for key in remembered] == [("forget set", "30%"), ("retain set", "90%")]
 
 
 def test_what_probes_brought_back_is_a_table():
