@@ -2,10 +2,10 @@
 
 .venv-steering/bin/python -m benchmarks.peers.steering_overhead --model SmolLM2-135M-Instruct [--rounds 12]
 
-`steering-requirements.txt` says how to make that environment. All run in one process, one after the other in every
-round and in turned order; each round's ratio is to the same round's bare model. CPU time, one thread. All must give
-the same logits. A model of two layers of the same width tells the microseconds, which the noise of the whole model
-would hide.
+`steering-requirements.txt` says how to make that environment. All run in one process, with a cache each, and take turns
+token by token in changing order, so that what else the machine does falls on all alike; every difference is to the bare
+model at the same token. CPU time, one thread. All must give the same logits. A model of two layers of the same width
+tells the microseconds, which the noise of the whole model would hide.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from repeng import ControlModel, ControlVector
 from steering_vectors import SteeringVector
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.record import record, spread, versions
+from benchmarks.record import record, versions
 from lit_reason.models.config import ModelConfig
 from lit_reason.models.loading import load_model
 from lit_reason.steering.config import SteerConfig
@@ -63,47 +64,65 @@ def ways(model: Any, layer: int, vector: torch.Tensor) -> dict[str, Callable[[],
 
 
 @torch.no_grad()
-def decode(model: Any, tokens: int) -> tuple[float, torch.Tensor]:
-    """CPU seconds a token of a cached continuation, and its last logits."""
-    cache, ids = DynamicCache(config=model.config), torch.arange(PROMPT)[None] + 5
-    mask = torch.ones(1, PROMPT, dtype=torch.long)
-    model(input_ids=ids, attention_mask=mask, past_key_values=cache)
-    start = time.process_time()
-    for step in range(tokens):
-        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        logits = model(input_ids=torch.tensor([[7 + step]]), attention_mask=mask, past_key_values=cache).logits
-    return (time.process_time() - start) / tokens, logits
+def decode(model: Any, contexts: dict[str, Callable[[], Any]], tokens: int, turn: int) -> tuple[dict, dict]:
+    """CPU seconds of each token of a cached continuation, and its last logits, by way.
+
+    Args:
+        model: the model.
+        contexts: the ways.
+        tokens: how many.
+        turn: who begins.
+    """
+    caches = {name: DynamicCache(config=model.config) for name in contexts}
+    seconds, logits, names = {name: [] for name in contexts}, {}, list(contexts)
+    for step in range(-1, tokens):  # first the prompt, which does not count
+        ids = torch.arange(PROMPT)[None] + 5 if step < 0 else torch.tensor([[7 + step]])
+        mask, first = torch.ones(1, PROMPT + step + 1, dtype=torch.long), (turn + step) % len(names)
+        for name in names[first:] + names[:first]:
+            with contexts[name]():
+                start = time.process_time()
+                logits[name] = model(input_ids=ids, attention_mask=mask, past_key_values=caches[name]).logits
+                if step >= 0:
+                    seconds[name].append(time.process_time() - start)
+    return seconds, logits
 
 
 def measure(model: Any, layer: int, rounds: int, tokens: int) -> dict[str, Any]:
-    """Seconds a token by way, their ratio to the bare model, and what steering adds in microseconds.
+    """CPU milliseconds a token by way, and what steering adds to the bare model's at the same token.
 
     Args:
         model: the model.
         layer: whose output is steered.
-        rounds: repetitions; the first is thrown away.
-        tokens: generated tokens a round and way.
+        rounds: continuations; the first is thrown away.
+        tokens: of a continuation.
     """
     vector = torch.randn(model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     contexts = ways(model, layer, vector)
-    names, seconds, logits = list(contexts), {name: [] for name in contexts}, {}
+    taken: dict[str, list[float]] = {name: [] for name in contexts}
     for turn in range(rounds + 1):
-        for name in names[turn % 4 :] + names[: turn % 4]:
-            with contexts[name]():
-                taken, logits[name] = decode(model, tokens)
-            if turn:
-                seconds[name].append(taken)
-    for name in names[1:]:
+        seconds, logits = decode(model, contexts, tokens, turn)
+        for name in contexts if turn else ():
+            taken[name] += seconds[name]
+    bare, found = np.array(taken.pop("bare")), {}
+    for name, seconds in taken.items():
         assert not torch.equal(logits[name], logits["bare"]), f"{name} steered nothing"
         torch.testing.assert_close(logits[name], logits["lit_reason"], rtol=1e-3, atol=1e-3)
-    pairs = {name: list(zip(seconds[name], seconds["bare"], strict=True)) for name in names}
-    return {
-        name: {
-            "cpu_ms_a_token": spread([1e3 * s for s in seconds[name]]),
-            "ratio_to_bare": spread([a / b for a, b in pairs[name]]),
-            "added_us_a_token": spread([1e6 * (a - b) for a, b in pairs[name]]),
+        found[name] = {
+            "cpu_ms_a_token": 1e3 * float(np.median(seconds)),
+            "added_us_a_token": median(1e6 * (np.array(seconds) - bare)),
+            "ratio_to_bare": median(np.array(seconds) / bare),
         }
-        for name in names
+    return {"tokens": len(bare), "bare": {"cpu_ms_a_token": 1e3 * float(np.median(bare))}, **found}
+
+
+def median(values: np.ndarray) -> dict[str, float]:
+    """The median with its 95 % bootstrap interval, and the quartiles of the values."""
+    drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
+    low, high = np.quantile(np.median(drawn, 1), [0.025, 0.975])
+    first, middle, third = np.quantile(values, [0.25, 0.5, 0.75])
+    return {
+        k: float(v)
+        for k, v in zip(("median", "low", "high", "q1", "q3"), (middle, low, high, first, third), strict=True)
     }
 
 
@@ -128,12 +147,12 @@ def main() -> None:
         "peers": versions(["repeng", "steering-vectors"]),
         "settings": {"layer": args.layer, "rounds": args.rounds, "tokens": args.tokens, "prompt": PROMPT, "batch": 1},
     }
-    notes = ["CPU time of one thread, and ratios within a round; load_15_minutes tells what else the machine did"]
+    notes = ["CPU time of one thread; intervals are 95 % bootstrap ones of the median over tokens"]
     command = ".venv-steering/bin/python -m benchmarks.peers.steering_overhead --model SmolLM2-135M-Instruct"
     print(record("steering_overhead", result, notes, f"{command} --rounds {args.rounds} --tokens {args.tokens}"))
     for part in ("whole model", "two layers of its width"):
         for name, figures in result[part].items():
-            print(part, name, {k: {m: round(v, 4) for m, v in d.items()} for k, d in figures.items()})
+            print(part, name, figures)
 
 
 if __name__ == "__main__":
