@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 
 from benchmarks.record import record
-from benchmarks.steering_study import TASK_OF, Cell, key
+from benchmarks.steering_study import METHODS, TASK_OF, Cell, key
 from benchmarks.steering_tasks import STYLES, TOPICS
 from lit_reason.steering.judge import distinct
 
@@ -165,6 +165,22 @@ def levelled(bare: Units, ours: Units, theirs: Units, at: Any) -> float:
     return float(gains[0] - gains[1])
 
 
+def pooled(tests: Sequence[Comparison], method: str) -> dict[str, Any]:
+    """What `confident` gains on a method at equal perplexity, as the mean of several targets.
+
+    The targets share openings and seeds, so an interval draws these again for all of them together.
+
+    Args:
+        tests: a target each.
+        method: the other one.
+    """
+    seeds = sorted(set.intersection(*(set(t.seeds("none", "confident", method)) for t in tests)))
+    three = [tuple(t.units(m, seeds) for m in ("none", "confident", method)) for t in tests]
+    count = len(three[0][0].success_U)
+    gain = interval(lambda at: float(np.mean([levelled(*units, at) for units in three])), count)
+    return {"against": method, "targets": [t.target for t in tests], "seeds": seeds, "at equal perplexity": gain}
+
+
 def sums(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Two directions together and each alone: success towards both, perplexity."""
     rows = []
@@ -197,6 +213,23 @@ def sums(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     return rows
 
 
+def confusion(cells: Sequence[Cell], method: str) -> dict[str, list[float]]:
+    """Shares of the topics that the judge sees in the continuations steered to each topic, and in unsteered ones.
+
+    Args:
+        cells: all cells.
+        method: how the directions were found.
+    """
+    shares = {}
+    for target in (None, *TOPICS):
+        wanted = ("test", "topics", method if target else "none", target)
+        found = [c for c in cells if (c["kind"], c["prompts"], c["method"], c["target"]) == wanted]
+        if found:
+            counts = np.sum([np.sum(c["by_prompt"]["topics"], axis=0) for c in found], axis=0)
+            shares[target or "nothing"] = (counts / counts.sum()).tolist()
+    return shares
+
+
 def draw(tables: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Success against perplexity, one panel a target, with intervals.
 
@@ -207,9 +240,13 @@ def draw(tables: dict[str, list[dict[str, Any]]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(tables), figsize=(3.9 * len(tables), 3.9), squeeze=False)
+    rows_of_panels = -(-len(tables) // 3)
+    figure, grid = pyplot.subplots(rows_of_panels, 3, figsize=(11.7, 3.7 * rows_of_panels + 0.4), squeeze=False)
+    panels = grid.ravel()[: len(tables)]
+    for spare in grid.ravel()[len(tables) :]:
+        spare.axis("off")
     methods = [m for m in NAMES if any(row["method"] == m for rows in tables.values() for row in rows)]
-    for axes, (target, rows) in zip(panels[0], tables.items(), strict=True):
+    for axes, (target, rows) in zip(panels, tables.items(), strict=True):
         for row in rows:
             number, value = methods.index(row["method"]), row["success"]
             spread = [[value["value"] - value["low"]], [value["high"] - value["value"]]]
@@ -222,9 +259,11 @@ def draw(tables: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axes.set_ylim(0, max(0.6, *(row["success"]["high"] + 0.05 for row in rows)))
         if target not in STYLES:
             axes.axhline(1 / len(TOPICS), color="lightgrey", zorder=0)
-    most = max(panels[0], key=lambda axes: len(axes.get_legend_handles_labels()[1]))
-    figure.legend(*most.get_legend_handles_labels(), ncols=4, fontsize=8, frameon=False, loc="lower center")
-    figure.tight_layout(rect=(0, 0.02 + 0.045 * -(-len(methods) // 4), 1, 1))
+    most = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
+    figure.legend(
+        *most.get_legend_handles_labels(), fontsize=9, frameon=False, loc="lower right", bbox_to_anchor=(0.97, 0.12)
+    )
+    figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 
 
@@ -253,6 +292,19 @@ def markdown(result: dict[str, Any]) -> str:
             level = row.get("at equal perplexity")
             cells = [NAMES[row["against"]], listing(row["seeds"]), span(row["as run"], "+")]
             lines.append("| " + " | ".join([*cells, span(level, "+") if level else ""]) + " |")
+    lines += ["", "| `confident` towards all topics, less | seeds | points at equal perplexity |", "|---|---|---|"]
+    for row in result["pooled"]:
+        gain = span(row["at equal perplexity"], "+")
+        lines.append(
+            f"| {NAMES[row['against']]}, mean of {', '.join(row['targets'])} | {listing(row['seeds'])} | {gain} |"
+        )
+    shares = result["confusion"]
+    lines += [
+        "",
+        "| steered to | " + " | ".join(f"{name}, %" for name in TOPICS) + " |",
+        "|---|" + "---|" * len(TOPICS),
+    ]
+    lines += [f"| {name} | " + " | ".join(f"{100 * v:.0f}" for v in row) + " |" for name, row in shares.items()]
     for row in result["sums"]:
         both = [name for name in row if isinstance(row[name], dict)]
         if row["added"] == "nothing":
@@ -280,9 +332,12 @@ def main() -> None:
     cells = list({key(c): c for c in map(json.loads, args.cells.read_text().splitlines())}.values())
     tests = {target: Comparison(cells, target) for target in TASK_OF}
     tests = {target: there for target, there in tests.items() if there.seeds("confident")}
+    topical = [there for target, there in tests.items() if target in TOPICS and there.seeds(*METHODS)]
     result = {
         "success": {target: there.table() for target, there in tests.items()},
         "confident less others": {target: there.differences() for target, there in tests.items()},
+        "pooled": [pooled(topical, method) for method in METHODS[1:]],
+        "confusion": confusion(cells, "confident"),
         "sums": sums(cells),
         "tests": [
             {k: c[k] for k in KEPT if k in c}
