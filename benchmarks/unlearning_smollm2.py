@@ -25,7 +25,7 @@ from benchmarks.unlearning_runs import Arm, Setting, Study, literature, table
 from lit_reason.core.config import OptimConfig
 from lit_reason.data.unlearning.rows import Role
 from lit_reason.models.config import ModelConfig
-from lit_reason.regimes.unlearn.losses import GD, IdkDPO, Memorize, RetainOnly, UnlearningLoss
+from lit_reason.regimes.unlearn.losses import GD, NPO, IdkDPO, Memorize, RetainOnly, UnlearningLoss
 from lit_reason.regimes.unlearn.regime import UnlearnRegime
 from lit_reason.regimes.unlearn.step import Step
 
@@ -61,6 +61,7 @@ class Level(UnlearningLoss):
 THREE = {"retain_ratio": 3}
 OURS = {
     "ours: ceiling": Arm(partial(GD, ceiling=4.0), THREE),
+    "ours: NPO": Arm(NPO, THREE),
     "ours: IdkDPO": Arm(partial(IdkDPO, beta=0.02), THREE),
     "ours: level": Arm(partial(Level, level=4.0), THREE),
 }
