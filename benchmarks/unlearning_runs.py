@@ -208,13 +208,14 @@ class Study(ABC):
     def rate(self, name: str) -> float:
         """The rate of an arm with the highest composite in the sweep, its neighbours having been tried.
 
-        A tie to two places goes to the higher rate, which forgets more: where nothing happens at any low rate, the
-        search must not end there.
+        The three in the middle are tried in any case: a model left alone scores better than one half spoilt, so that
+        the way from low rates to good ones may lead down first. A tie to two places goes to the higher rate, which
+        forgets more.
         """
         rates = self.setting.rates
         if len(rates) == 1:
             return rates[0]
-        tried = {len(rates) // 2 - 1, len(rates) // 2}
+        tried = {len(rates) // 2 + step for step in (-1, 0, 1)}
         while True:
             best = max(tried, key=lambda i: (round(self.swept(name, rates[i]), 2), i))
             beside = {best - 1, best + 1} & set(range(len(rates))) - tried
