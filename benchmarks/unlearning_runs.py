@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import CSVLogger
 
@@ -26,11 +27,13 @@ from lit_reason.core.metrics_log import read_metrics
 from lit_reason.core.run_folder import run_folder
 from lit_reason.core.trainer import ReasonTrainer
 from lit_reason.data.unlearning.datamodule import UnlearnData
+from lit_reason.data.unlearning.rows import Role
 from lit_reason.errors import UserError
 from lit_reason.models.config import AdapterConfig, ModelConfig
 from lit_reason.regimes.unlearn.losses import GA, GD, KL, NPO, RMU, IdkDPO, SimNPO, UnlearningLoss
 from lit_reason.regimes.unlearn.reference import ReferenceMode
 from lit_reason.regimes.unlearn.regime import UnlearnRegime
+from lit_reason.regimes.unlearn.step import Step
 from lit_reason.rollout.config import SamplingConfig
 
 FILES = ("forget", "retain", "members", "nonmembers", "utility")
@@ -39,6 +42,28 @@ STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile of t by n
 
 # Runs of each row of the table, by its name.
 Runs = dict[str, list[dict[str, Any]]]
+
+
+class Level(UnlearningLoss):
+    """Hold every token to forget at the loss of one that was never seen, learn a refusal, and keep the retain rows.
+
+    A loss pushed beyond that level betrays the row as a low one does: the attack then tells members by what is too
+    unlikely. The distance from the level is as flat as gradient difference, and turns round where it is reached.
+
+    Args:
+        level: mean loss of rows that the model never saw, in nats a token.
+    """
+
+    refuse = True
+
+    def __init__(self, level: float) -> None:
+        super().__init__("nll")
+        self.level = level
+
+    def forget(self, step: Step) -> torch.Tensor:
+        """Mean distance of the forget tokens' losses from the level, and the loss of the refusals."""
+        distance = (self.level + step.stats.logp_S).abs()
+        return step.mean_over_tokens(distance, Role.FORGET) + step.mean_nll(Role.REFUSAL)
 
 
 @dataclass(frozen=True)

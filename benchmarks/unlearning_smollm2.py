@@ -21,41 +21,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.unlearning_runs import Arm, Setting, Study, literature, table
+from benchmarks.unlearning_runs import Arm, Level, Setting, Study, literature, table
 from lit_reason.core.config import OptimConfig
-from lit_reason.data.unlearning.rows import Role
 from lit_reason.models.config import ModelConfig
-from lit_reason.regimes.unlearn.losses import NPO, IdkDPO, Memorize, RetainOnly, UnlearningLoss
+from lit_reason.regimes.unlearn.losses import NPO, IdkDPO, Memorize, RetainOnly
 from lit_reason.regimes.unlearn.regime import UnlearnRegime
-from lit_reason.regimes.unlearn.step import Step
 
 DOCUMENTS = {"Task1": 2, "Task2": 3}  # in each set
 KINDS = {"start": Memorize, "gold": RetainOnly}
 MEMORISE_EPOCHS, MEMORISE_LR = 10, 3e-4
 LAYER, COEFFICIENT = 10, 150.0  # of 30 layers; about the length of the states there
-
-
-class Level(UnlearningLoss):
-    """Hold every token to forget at the loss of one that was never seen, learn a refusal, and keep the retain rows.
-
-    A loss pushed beyond that level betrays the row as a low one does: the attack then tells members by what is too
-    unlikely. The distance from the level is as flat as gradient difference, and turns round where it is reached.
-
-    Args:
-        level: mean loss of rows that the model never saw, in nats a token.
-    """
-
-    refuse = True
-
-    def __init__(self, level: float) -> None:
-        super().__init__("nll")
-        self.level = level
-
-    def forget(self, step: Step) -> torch.Tensor:
-        """Mean distance of the forget tokens' losses from the level, and the loss of the refusals."""
-        distance = (self.level + step.stats.logp_S).abs()
-        return step.mean_over_tokens(distance, Role.FORGET) + step.mean_nll(Role.REFUSAL)
-
 
 # Our own attempts, at equal epochs over the forget rows: three retain rows in turn beside each of them.
 THREE = {"retain_ratio": 3}

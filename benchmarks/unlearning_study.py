@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.unlearning_runs import Arm, Setting, Study, literature, table
+from benchmarks.unlearning_runs import Arm, Level, Setting, Study, literature, table
 from lit_reason.core.config import OptimConfig
 from lit_reason.data.text.tokenizer_training import train_tokenizer
 from lit_reason.models.config import ModelConfig
@@ -30,11 +30,13 @@ MEMORISE_EPOCHS = 40
 KINDS = {"start": Memorize, "gold": RetainOnly}
 
 # Our own attempts, at equal epochs over the forget rows: three retain rows in turn beside each of them, with chunks of
-# forget rows, with a ceiling (a loss at which a token counts as forgotten), and with the best of the others.
+# forget rows, with a ceiling (a loss at which a token counts as forgotten), with the best of the others, and with
+# refusals and the level of unseen rows.
 OURS: dict[str, Arm] = {
     "ours: chunks": Arm(NPO, {"retain_ratio": 3, "chunk_rows": 20, "chunk_passes": 5}),
     "ours: ceiling": Arm(partial(GD, ceiling=6.0), {"retain_ratio": 3}),
     "ours: RMU": Arm(partial(RMU, layer=1, coefficient=10.0), {"retain_ratio": 3}),
+    "ours: level": Arm(partial(Level, level=4.0), {"retain_ratio": 3}),
 }
 SETTING = Setting(
     arms={**literature(layer=1, coefficient=10.0), **OURS},
