@@ -166,7 +166,7 @@ def levelled(bare: Units, ours: Units, theirs: Units, at: Any) -> float:
 
 
 def pooled(tests: Sequence[Comparison], method: str) -> dict[str, Any]:
-    """What `confident` gains on a method at equal perplexity, as the mean of several targets.
+    """What `confident` gains on a method, as the mean of several targets.
 
     The targets share openings and seeds, so an interval draws these again for all of them together.
 
@@ -177,8 +177,14 @@ def pooled(tests: Sequence[Comparison], method: str) -> dict[str, Any]:
     seeds = sorted(set.intersection(*(set(t.seeds("none", "confident", method)) for t in tests)))
     three = [tuple(t.units(m, seeds) for m in ("none", "confident", method)) for t in tests]
     count = len(three[0][0].success_U)
-    gain = interval(lambda at: float(np.mean([levelled(*units, at) for units in three])), count)
-    return {"against": method, "targets": [t.target for t in tests], "seeds": seeds, "at equal perplexity": gain}
+    gaps = np.mean([ours.success_U - theirs.success_U for _, ours, theirs in three], axis=0)
+    return {
+        "against": method,
+        "targets": [t.target for t in tests],
+        "seeds": seeds,
+        "as run": interval(lambda at: float(gaps[at].mean()), count),
+        "at equal perplexity": interval(lambda at: float(np.mean([levelled(*units, at) for units in three])), count),
+    }
 
 
 def sums(cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -250,7 +256,7 @@ def draw(tables: dict[str, list[dict[str, Any]]], path: Path) -> None:
         for row in rows:
             number, value = methods.index(row["method"]), row["success"]
             spread = [[value["value"] - value["low"]], [value["high"] - value["value"]]]
-            colour = "grey" if row["method"] == "none" else f"C{number - 1}"
+            colour = "black" if row["method"] == "none" else f"C{number - 1}"
             label = NAMES[row["method"]].replace("`", "")
             marker = "os^DvP*Xd"[number]
             axes.errorbar(row["perplexity"], value["value"], spread, fmt=marker, color=colour, capsize=3, label=label)
@@ -292,12 +298,11 @@ def markdown(result: dict[str, Any]) -> str:
             level = row.get("at equal perplexity")
             cells = [NAMES[row["against"]], listing(row["seeds"]), span(row["as run"], "+")]
             lines.append("| " + " | ".join([*cells, span(level, "+") if level else ""]) + " |")
-    lines += ["", "| `confident` towards all topics, less | seeds | points at equal perplexity |", "|---|---|---|"]
+    lines += ["", "| `confident`, mean of the topics, less | seeds | points as run | points at equal perplexity |"]
+    lines += ["|---|---|---|---|"]
     for row in result["pooled"]:
-        gain = span(row["at equal perplexity"], "+")
-        lines.append(
-            f"| {NAMES[row['against']]}, mean of {', '.join(row['targets'])} | {listing(row['seeds'])} | {gain} |"
-        )
+        gains = [span(row[name], "+") for name in ("as run", "at equal perplexity")]
+        lines.append("| " + " | ".join([NAMES[row["against"]], listing(row["seeds"]), *gains]) + " |")
     shares = result["confusion"]
     lines += [
         "",

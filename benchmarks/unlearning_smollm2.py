@@ -32,9 +32,9 @@ KINDS = {"start": Memorize, "gold": RetainOnly}
 MEMORISE_EPOCHS, MEMORISE_LR = 10, 3e-4
 LAYER, COEFFICIENT = 10, 150.0  # of 30 layers; about the length of the states there
 
-# Our own attempts, at equal epochs over the forget rows: three retain rows in turn beside each of them. At the usual beta
-# of 0.1 the forget rows end far above the loss of rows that the model never saw, and the attack tells them by that; a
-# larger one ends sooner.
+# Our own attempts, at equal epochs over the forget rows: three retain rows in turn beside each of them. At the usual
+# beta of 0.1 the forget rows end far above the loss of rows that the model never saw, and the attack tells them by
+# that; a larger one ends sooner.
 THREE = {"retain_ratio": 3}
 OURS = {
     "ours: NPO 0.25": Arm(partial(NPO, beta=0.25), THREE),
