@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="one file for all results")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # a wrecked model is full of them, and ten times as slow
     arms = {name: SETTING.arms[name] for name in given.arms}
     setting = replace(SETTING, arms=arms, rates=tuple(given.rates), seeds=tuple(given.seeds))
     study = SmolStudy(setting, given.out, given.work, (given.forget, given.retain), given.model)
