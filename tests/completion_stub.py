@@ -18,6 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # a rollout asks all at once; of the five by default the rest are turned away under load
+
+
 class CompletionStub:
     """The server.
 
@@ -56,7 +60,7 @@ class CompletionStub:
             def log_message(self, *args):
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
