@@ -341,7 +341,7 @@ def draw(arms: Runs, path: Path) -> None:
         arms: runs by arm; those named `start` and `gold` have no curves.
         path: the SVG file.
     """
-    figure, (parts, curve) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, (parts, curve, kept) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     colours = dict(zip(arms, plt.get_cmap("tab20").colors, strict=False))
     columns = ("aggregate", "attack", "utility", "final")
     for place, (name, runs) in enumerate(arms.items()):
@@ -351,16 +351,22 @@ def draw(arms: Runs, path: Path) -> None:
             values = [s[column] for s in scores]
             parts.plot([at] * len(values), values, "o", color=colours[name], markersize=4)
         curves = runs[0].get("curves", {})
-        for kind, line in (("forget", ".-"), ("retain", ":")):
-            if losses := curves.get(f"val/{kind}_loss"):
-                epochs = [runs[0]["epochs_between"] * (i + 1) for i in range(len(losses))]
-                curve.plot(epochs, losses, line, color=colours[name])
+        for axes, figure_name, line in (
+            (curve, "forget_loss", ".-"),
+            (curve, "retain_loss", ":"),
+            (kept, "utility", ".-"),
+        ):
+            if values := curves.get(f"val/{figure_name}"):
+                epochs = [runs[0]["epochs_between"] * (i + 1) for i in range(len(values))]
+                axes.plot(epochs, values, line, color=colours[name])
         parts.plot([], [], "o", color=colours[name], label=name)
     parts.set(xticks=range(4), xticklabels=columns, ylim=(-0.03, 1.03), title="Parts of the final score, a dot a run")
     curve.set(
         yscale="log", xlabel="epoch", ylabel="nats a token", title="Loss of the sets, seed 0: forget; retain dotted"
     )
-    curve.xaxis.get_major_locator().set_params(integer=True)
+    kept.set(xlabel="epoch", ylim=(-0.03, 1.03), title="Utility, seed 0")
+    for axes in (curve, kept):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*parts.get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
