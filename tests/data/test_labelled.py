@@ -103,6 +103,13 @@ def test_a_pack_says_whose_texts_it_holds(tmp_path):
         assert batch.pack.index.numel() == sum(n - 1 for n in batch.pack.lengths)
 
 
+def test_texts_that_are_cut_are_counted(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        list(loaded(tmp_path, max_length=8).train_dataloader())  # texts of 2 to 11 words
+        list(loaded(tmp_path, max_length=11).train_dataloader())
+    assert [m for m in caplog.messages if "max_length" in m] == ["data.max_length 8 cuts 3 of 10 texts of train"]
+
+
 def test_a_process_without_texts_counts_none(tmp_path):
     data = loaded(tmp_path)
     loader = data.train_dataloader()

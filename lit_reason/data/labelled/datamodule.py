@@ -80,7 +80,7 @@ class LabelledData(LightningDataModule):
         holdout: share of the texts kept for validation.
         judge_share: share of the texts that the judge of `test` learns from; directions never see them.
         batch_rows: texts in a micro-batch.
-        max_length: longer texts are cut to so many tokens.
+        max_length: longer texts are cut to so many tokens; how many are is logged.
         seed: of the split into parts. The order of the texts follows the run's seed.
         max_bad_rows: rows without text or label go to a quarantine file with the reason; more than this stop the run.
 
@@ -166,17 +166,28 @@ class LabelledData(LightningDataModule):
         """Names of pairs by text number."""
         return {item.number: item.pair for item in self.parts["train"] if item.pair is not None}
 
-    def row(self, item: LabelledText) -> TokenRow:
-        """A text in tokens, as the tokenizer makes them of a text of its own."""
-        ids = np.asarray(self.tokenizer(item.text).input_ids[: self.max_length], dtype=np.int32)
+    def rows(self, part: Part) -> list[TokenRow]:
+        """Texts in tokens, as the tokenizer makes them of a text of its own; says how many were cut.
+
+        Args:
+            part: of the history.
+        """
+        texts = self.parts[part]
+        encoded = [self.tokenizer(item.text).input_ids for item in texts]
+        if cut := sum(len(ids) > self.max_length for ids in encoded):
+            rank_zero_info(f"data.max_length {self.max_length} cuts {cut} of {len(texts)} texts of {part}")
+        return [self._row(item.row_id, ids[: self.max_length]) for item, ids in zip(texts, encoded, strict=True)]
+
+    @staticmethod
+    def _row(row_id: str, tokens: list[int]) -> TokenRow:
+        ids = np.asarray(tokens, dtype=np.int32)
         weight = np.ones(len(ids), dtype=np.float32)
         weight[:1] = 0
         segment = np.full(len(ids), Segment.TEXT, dtype=np.uint8)
-        return TokenRow(ids, weight, segment, np.full(len(ids), DECILE_NONE, dtype=np.int8), item.row_id)
+        return TokenRow(ids, weight, segment, np.full(len(ids), DECILE_NONE, dtype=np.int8), row_id)
 
     def _loader(self, part: Part, *, shuffle: bool) -> OrderedLoader:
-        texts = self.parts[part]
-        rows = [self.row(item) for item in texts]
+        rows = self.rows(part)
         ranks = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
         sampler = BinSampler(
             np.array([len(row) for row in rows]),
@@ -189,7 +200,7 @@ class LabelledData(LightningDataModule):
             rank=ranks.get("rank", 0),
             world=ranks.get("num_replicas", 1),
         )
-        return OrderedLoader(TextPacks(rows, texts, self.classes), sampler)
+        return OrderedLoader(TextPacks(rows, self.parts[part], self.classes), sampler)
 
     def train_dataloader(self) -> OrderedLoader:
         """Texts that directions are found in."""
