@@ -71,6 +71,15 @@ REFUSE = [token_row([0, 4, 4], 1, "f0"), token_row([2, 0, 1, 4, 0], 3, "f1"), to
 RETAIN = [token_row([4, 3, 2, 1, 0], 2, "r0"), token_row([3, 3, 0, 2], 1, "r1"), token_row([2, 4, 1], 1, "r2")]
 
 
+def two(name: str, seed: int) -> tuple[Table, Table]:
+    """A model and what it was; their inner layers differ where a loss reads those, or its retain term would be 0."""
+    model, reference = Table(seed), Table(seed + 1)
+    if name == "RMU":
+        rng = torch.Generator().manual_seed(seed)
+        model.inner.weight.data += 0.3 * torch.randn(V, V, generator=rng, dtype=torch.float64)
+    return model, reference
+
+
 def store() -> RoleRows:
     roles = [Role.FORGET] * 3 + [Role.REFUSAL] * 3 + [Role.RETAIN] * 3
     return RoleRows([*FORGET, *REFUSE, *RETAIN], roles)
@@ -159,7 +168,7 @@ def rows_for(name: str) -> list[int]:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_value_and_gradient_are_those_of_the_definition(name):
-    model, reference = Table(0), Table(1)
+    model, reference = two(name, 0)
     theirs = by_definition(name, model, reference)
     ours = loss_of(LOSSES[name], model, reference, rows_for(name))
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
@@ -171,7 +180,7 @@ def test_value_and_gradient_are_those_of_the_definition(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradient_against_finite_differences(name):
-    model, reference = Table(2), Table(3)
+    model, reference = two(name, 2)
     weight = model.inner.weight if name == "RMU" else model.table
     loss = loss_of(LOSSES[name], model, reference, rows_for(name))
     (gradient,) = torch.autograd.grad(loss, weight)

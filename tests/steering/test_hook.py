@@ -216,6 +216,15 @@ def test_a_segment_lies_on_the_positions_it_came_from(model):
     assert gap[:, [0, 1, 4]].abs().max() == 0
 
 
+@pytest.mark.parametrize(("phase", "moved"), [("prompt", True), ("generation", False)])
+def test_a_prompt_of_one_token_is_a_prompt(model, phase, moved):
+    ids = torch.tensor([[7]])
+    bare = greedy(model, ids).logits[0]
+    with SteeringHook(model, directions(model), replace(STEER, phases=phase)):
+        first = greedy(model, ids).logits[0]
+    assert torch.equal(bare, first) != moved
+
+
 def test_without_a_cache_phases_must_be_told(model):
     hook = SteeringHook(model, directions(model), replace(STEER, phases="generation"))
     with hook:
