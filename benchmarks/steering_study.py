@@ -34,7 +34,8 @@ from lit_reason.steering.hook import SteeringHook
 from lit_reason.steering.judge import WordJudge
 from lit_reason.steering.trial import generate, perplexity
 
-TASK_OF = {**dict.fromkeys(("food", "sports", "law", "science"), "topics"), "concise": "style"}
+TARGETS = ("food", "sports", "law", "science")
+TASK_OF = {**dict.fromkeys(TARGETS, "topics"), "concise": "style"}
 METHODS = ["confident", "same_count", "mean_difference"]
 MORE_METHODS = ["probe_weight", "mean", "caa", "act_add", "random"]
 LAYERS = [2, 6, 10, 14, 18, 22, 26]
@@ -177,7 +178,7 @@ def summing(first: str, second: str, method: str, seeds: range) -> Iterator[Cell
 def plan() -> Iterator[Cell]:
     """Cells in the order of what they tell."""
     seeds = range(3)
-    for target in ("food", "sports", "law", "science"):
+    for target in TARGETS:
         yield from tuning(target, METHODS)
         yield from testing(target, METHODS, seeds)
     yield from summing("food", "sports", "confident", seeds)

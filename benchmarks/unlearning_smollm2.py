@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 
 from benchmarks.unlearning_runs import Arm, Level, Setting, Study, literature, table
 from lit_reason.core.config import OptimConfig
+from lit_reason.data.unlearning.rows import document_of
 from lit_reason.models.config import ModelConfig
 from lit_reason.regimes.unlearn.losses import NPO, IdkDPO, Memorize, RetainOnly
 from lit_reason.regimes.unlearn.regime import UnlearnRegime
@@ -38,7 +38,6 @@ LAYER, COEFFICIENT = 10, 150.0  # of 30 layers; about the length of the states t
 THREE = {"retain_ratio": 3}
 OURS = {
     "ours: NPO 0.25": Arm(partial(NPO, beta=0.25), THREE),
-    "ours: IdkDPO 0.2": Arm(partial(IdkDPO, beta=0.2), THREE),
     "ours: NPO": Arm(NPO, THREE),
     "ours: IdkDPO 0.02": Arm(partial(IdkDPO, beta=0.02), THREE),
     "ours: level": Arm(partial(Level, level=4.0), THREE),
@@ -100,7 +99,7 @@ def shortest(path: Path, task: str, count: int) -> list[list[Row]]:
     documents: dict[str, list[Row]] = {}
     for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
         if row["task"] == task:
-            documents.setdefault(re.sub(r"(sc|qa)\d+$", "", row["id"]), []).append(row)
+            documents.setdefault(document_of(row["id"]), []).append(row)
     return sorted(documents.values(), key=lambda rows: sum(len(r["input"]) + len(r["output"]) for r in rows))[:count]
 
 
